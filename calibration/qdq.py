@@ -1,0 +1,146 @@
+"""Linear layers and the token table of a graph, rewritten to INT8 in Q/DQ form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from puma_edge.calibration.linears import Group, weight_name
+from puma_edge.calibration.onnx_files import add_lazy_weight, add_node, add_weight, weight_of
+
+Float32 = NDArray[np.float32]
+
+# Below this a row is all zeros for every purpose; the quotient must stay finite.
+SMALLEST = 1e-12
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One asymmetric U8 scale for a whole tensor: value = (q - zero) * scale."""
+
+    scale: float
+    zero: int
+
+    @classmethod
+    def covering(cls, low: float, high: float) -> Activation:
+        """The scale that represents zero exactly and everything from `low` to `high`."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = max((high - low) / 255, SMALLEST)
+        return cls(scale, round(-low / scale))
+
+
+# One scale per token: each row is divided by its largest absolute value first.
+ROWS = Activation(1 / 127, 128)
+
+
+class Rewriter:
+    """Rewrites one graph in place; the weights are quantised when the file is written."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        """Work on `graph`."""
+        self._graph = graph
+        self._last_axis = add_weight(graph, "int8.last_axis", np.asarray([-1], np.int64))
+        self._smallest = add_weight(graph, "int8.smallest", np.asarray(SMALLEST, np.float32))
+
+    def group(self, group: Group, scale: Activation | None, factors: Float32 | None) -> None:
+        """Quantise the linear layers of a group.
+
+        Args:
+            group: the layers.
+            scale: the scale of their input, None for one scale per token.
+            factors: [channels], what the input has been divided by already; the weights are
+                multiplied by it.
+
+        """
+        first, value, largest = group.products[0], group.input, None
+        name = f"{group.name}.int8"
+        if scale is None:
+            size = add_node(first, "Abs", [value], f"{name}.abs")
+            largest = add_node(first, "ReduceMax", [size, self._last_axis], f"{name}.max")
+            largest = add_node(first, "Max", [largest, self._smallest], f"{name}.largest")
+            value = add_node(first, "Div", [value, largest], f"{name}.row")
+        restored = self._round(first, value, scale or ROWS, name)
+        for product in group.products:
+            self._product(product, restored, largest, factors)
+
+    def _round(self, before: ir.Node, value: ir.Value, scale: Activation, name: str) -> ir.Value:
+        step = add_weight(self._graph, f"{name}.scale", np.asarray(scale.scale, np.float32))
+        zero = add_weight(self._graph, f"{name}.zero", np.asarray(scale.zero, np.uint8))
+        rounded = add_node(before, "QuantizeLinear", [value, step, zero], f"{name}.q")
+        return add_node(before, "DequantizeLinear", [rounded, step, zero], f"{name}.dq")
+
+    def _product(
+        self,
+        product: ir.Node,
+        value: ir.Value,
+        largest: ir.Value | None,
+        factors: Float32 | None,
+    ) -> None:
+        weight, output = product.inputs[1], product.outputs[0]
+        assert weight is not None
+        name = weight_name(product)
+        restored = self._weight(product, weight, factors, f"{name}.int8")
+        result = add_node(product, "MatMul", [value, restored], f"{output.name}.int8")
+        if largest is not None:
+            result = add_node(product, "Mul", [result, largest], f"{output.name}.rows")
+        output.replace_all_uses_with(result)
+        self._graph.remove(product, safe=True)
+        if not weight.uses():
+            del self._graph.initializers[name]
+
+    def _weight(
+        self, before: ir.Node, weight: ir.Value, factors: Float32 | None, name: str
+    ) -> ir.Value:
+        """S8 weights with one scale per output channel, dequantised."""
+
+        def smoothed() -> Float32:
+            values = weight_of(weight)
+            assert values is not None
+            return values if factors is None else values * factors[:, None]
+
+        scales = np.maximum(np.abs(smoothed()).max(axis=0) / 127, SMALLEST).astype(np.float32)
+        rows, columns = (int(size) for size in weight.const_value.shape)  # type: ignore[union-attr]
+        stored = add_lazy_weight(
+            self._graph, name, ir.DataType.INT8, (rows, columns), lambda: _int8(smoothed(), scales)
+        )
+        step = add_weight(self._graph, f"{name}.scale", scales)
+        zero = add_weight(self._graph, f"{name}.zero", np.zeros(columns, np.int8))
+        return add_node(before, "DequantizeLinear", [stored, step, zero], f"{name}.dq", {"axis": 1})
+
+    def tables(self) -> None:
+        """Store the tables that Gather looks up as S8 with one scale per row."""
+        for node in list(self._graph):
+            table = node.inputs[0] if node.op_type == "Gather" else None
+            if table is None or table.const_value is None or len(table.const_value.shape) != 2:
+                continue
+            self._table(node, table, f"{table.name}.int8")
+
+    def _table(self, gather: ir.Node, table: ir.Value, name: str) -> None:
+        values, ids, output = weight_of(table), gather.inputs[1], gather.outputs[0]
+        assert values is not None
+        assert ids is not None
+        scales = np.maximum(np.abs(values).max(axis=1, keepdims=True) / 127, SMALLEST)
+        scales = scales.astype(np.float32)
+
+        def make() -> NDArray[np.int8]:
+            again = weight_of(table)
+            assert again is not None
+            return _int8(again, scales)
+
+        stored = add_lazy_weight(self._graph, name, ir.DataType.INT8, values.shape, make)
+        steps = add_weight(self._graph, f"{name}.scale", scales)
+        rows = add_node(gather, "Gather", [stored, ids], f"{name}.rows", {"axis": 0})
+        rows = add_node(gather, "Cast", [rows], f"{name}.cast", {"to": ir.DataType.FLOAT.value})
+        step = add_node(gather, "Gather", [steps, ids], f"{name}.steps", {"axis": 0})
+        result = add_node(gather, "Mul", [rows, step], f"{name}.dq")
+        output.replace_all_uses_with(result)
+        self._graph.remove(gather, safe=True)
+        if not table.uses():
+            del self._graph.initializers[str(table.name)]
+
+
+def _int8(values: Float32, scales: Float32) -> NDArray[np.int8]:
+    return np.clip(np.rint(values / scales), -127, 127).astype(np.int8)

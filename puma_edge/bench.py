@@ -1,0 +1,281 @@
+"""Latency and memory of a bundle against PyTorch: one process a backend, turns interleaved."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from puma_edge.bundle import Bundle
+from puma_edge.errors import PumaError, require
+
+BASELINES = ("torch-fp32", "torch-bf16")
+PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
+TURN_LIMIT = 1800  # seconds: a turn that takes longer hangs
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed.
+
+    Attributes:
+        name: for the table.
+        items: batch size.
+        tokens: length of a text in tokens, prompt included; 0 for no text.
+        image: whether each item has a picture of 224x224 pixels.
+    """
+
+    name: str
+    items: int
+    tokens: int
+    image: bool
+
+
+CASES = (
+    Case("1 text of 32 tokens", 1, 32, False),
+    Case("1 image", 1, 0, True),
+    Case("16 texts of 64 tokens", 16, 64, False),
+    Case("8 images", 8, 0, True),
+)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """`puma-edge bench`.
+
+    Attributes:
+        bundle: the bundle's folder.
+        model: the PyTorch baseline; empty for what the bundle was exported from.
+        threads: of every backend, 0 for all the process may use.
+        rounds: turns of each backend.
+        seconds: measuring time of each case in a turn.
+    """
+
+    bundle: str = "bundle"
+    model: str = ""
+    threads: int = 0
+    rounds: int = 3
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backend in one case.
+
+    Attributes:
+        case: what was timed.
+        backend: engine and precision.
+        median_ms: median time of a run.
+        p99_ms: its 99th percentile.
+        speedup: baseline -> how many times faster than it, by medians.
+        cosine: similarity of its embedding to PyTorch fp32's.
+        runs: how many were timed.
+    """
+
+    case: str
+    backend: str
+    median_ms: float
+    p99_ms: float
+    speedup: dict[str, float]
+    cosine: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All rows, and per backend the peak memory of its process, loading time and file size."""
+
+    rows: list[Row]
+    peak_bytes: dict[str, int]
+    load_seconds: dict[str, float]
+    file_bytes: dict[str, int]
+    about: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file."""
+        return asdict(self)
+
+
+def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchReport:
+    """Time every backend there is.
+
+    Args:
+        config: what and how long.
+        turn_done: told how many turns of how many are over.
+
+    Raises:
+        PumaError: no bundle, or a backend's process failed.
+    """
+    bundle = Bundle.open(Path(config.bundle))
+    threads = config.threads or len(os.sched_getaffinity(0))
+    model = config.model or bundle.manifest.source
+    backends = [f"ort-{name}" for name in bundle.manifest.graphs if name != "fp16"]
+    if find_spec("torch") and find_spec("transformers"):
+        backends = [*BASELINES, *backends]
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in backends}
+    for turn in range(config.rounds * len(backends)):
+        name = backends[turn % len(backends)]
+        request = {
+            "bundle": config.bundle,
+            "backend": name,
+            "model": model,
+            "threads": threads,
+            "seconds": config.seconds,
+            "cases": [asdict(case) for case in CASES],
+        }
+        results[name].append(_turn(request))
+        turn_done(turn + 1, config.rounds * len(backends))
+    return BenchReport(
+        rows=_rows(results),
+        peak_bytes={name: max(one["peak_bytes"] for one in many) for name, many in results.items()},
+        load_seconds={
+            name: float(np.median([one["load_seconds"] for one in many]))
+            for name, many in results.items()
+        },
+        file_bytes=_file_bytes(bundle, model, backends),
+        about=_about(bundle, model, threads, config),
+    )
+
+
+def _turn(request: dict[str, Any]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "puma_edge.bench_worker"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        timeout=TURN_LIMIT,
+        env={**os.environ, "OMP_NUM_THREADS": str(request["threads"])},
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise PumaError(f"the {request['backend']} process failed: {last}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def _rows(results: dict[str, list[dict[str, Any]]]) -> list[Row]:
+    rows = []
+    for case in CASES:
+        times = {
+            name: np.concatenate([turn["cases"][case.name]["seconds"] for turn in turns])
+            for name, turns in results.items()
+        }
+        vectors = {
+            name: np.asarray(turns[0]["cases"][case.name]["embedding"])
+            for name, turns in results.items()
+        }
+        reference = vectors.get(BASELINES[0])
+        for name, seconds in times.items():
+            median = float(np.median(seconds))
+            rows.append(
+                Row(
+                    case=case.name,
+                    backend=name,
+                    median_ms=1e3 * median,
+                    p99_ms=1e3 * float(np.percentile(seconds, 99)),
+                    speedup={
+                        base: float(np.median(times[base])) / median
+                        for base in BASELINES
+                        if base in times
+                    },
+                    cosine=None if reference is None else float(vectors[name] @ reference),
+                    runs=len(seconds),
+                )
+            )
+    return rows
+
+
+def _file_bytes(bundle: Bundle, model: str, backends: Sequence[str]) -> dict[str, int]:
+    sizes = {}
+    for backend in backends:
+        engine, precision = backend.split("-")
+        if engine == "ort":
+            names = bundle.manifest.graphs[precision].values()
+            files = [path for name in names for path in bundle.folder.glob(f"{name}*")]
+        else:
+            files = list(Path(model).glob("*.safetensors"))
+        if files:
+            sizes[backend] = sum(path.stat().st_size for path in files)
+    return sizes
+
+
+def _about(bundle: Bundle, model: str, threads: int, config: BenchConfig) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "device": _processor(),
+        "threads": threads,
+        "model": model,
+        "model_id": manifest.model_id,
+        "kept_layers": len(manifest.kept_layers),
+        "total_layers": manifest.total_layers,
+        "rounds": config.rounds,
+        "seconds": config.seconds,
+        "versions": {name: metadata.version(name) for name in PACKAGES if find_spec(name)},
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit of the checkout puma-edge runs from, empty for an installed wheel."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / ".git").exists():
+        return ""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def draw_bench(report: BenchReport, out: Path) -> None:
+    """A bar for each backend in each case, on a logarithmic scale, as PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require("matplotlib", "plot")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    backends = list(report.peak_bytes)
+    colours = ["#9aa5b1", "#616e7c", "#63b3ed", "#2b6cb0"]
+    figure, plots = pyplot.subplots(1, len(CASES), figsize=(3.4 * len(CASES), 3.6))
+    for plot, case in zip(plots, CASES, strict=True):
+        rows = {row.backend: row for row in report.rows if row.case == case.name}
+        for place, backend in enumerate(backends):
+            value = rows[backend].median_ms
+            plot.barh(place, value, color=colours[place % len(colours)], height=0.7)
+            faster = rows[backend].speedup.get(BASELINES[0])
+            label = "" if faster is None else f" {faster:.1f}x"
+            plot.text(value, place, label, va="center", fontsize=9)
+        plot.set_yticks(range(len(backends)), backends if plot is plots[0] else [])
+        plot.invert_yaxis()
+        plot.set_xlim(0, 1.25 * max(row.median_ms for row in rows.values()))
+        plot.set_title(case.name, fontsize=10)
+        plot.set_xlabel("median, ms")
+        plot.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{report.about['device']}, {report.about['threads']} threads", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,98 @@
+"""One backend's turn in the benchmark, in a process of its own: request on stdin, timings out.
+
+Run by `puma_edge.bench`; peak memory means something because nothing else is in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from puma_edge.bundle import Bundle
+from puma_edge.images import Patches, decode, patchify
+from puma_edge.inputs import Batch, InputSpec
+from puma_edge.runtimes.encoder import Encoder
+from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
+from puma_edge.sample.emoji import glyph_images
+
+IMAGE_EDGE = 224  # pixels, of the benchmark's picture
+MIN_RUNS, MAX_RUNS = 3, 200
+
+
+def serve(request: dict[str, Any]) -> dict[str, Any]:
+    """Load a backend, time every case, and say what it took.
+
+    Args:
+        request: bundle, backend ("torch-fp32", "ort-int8", ...), model, threads, seconds (for
+            each case), cases ([name, items, tokens of text, with an image]).
+    """
+    started = time.perf_counter()
+    bundle = Bundle.open(Path(request["bundle"]))
+    encoder = _open(request, bundle)
+    loaded = time.perf_counter() - started
+    cases = {}
+    for case in request["cases"]:
+        batch = make_batch(bundle.spec, case["items"], case["tokens"], image=case["image"])
+        times, vectors = _time(encoder, batch, request["seconds"])
+        cases[case["name"]] = {"seconds": times, "embedding": vectors[0].tolist()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"load_seconds": loaded, "peak_bytes": peak, "cases": cases}
+
+
+def make_batch(spec: InputSpec, items: int, tokens: int, *, image: bool) -> Batch:
+    """A batch of equal items: words up to `tokens` tokens in all, or one picture, or both."""
+    images: tuple[Patches, ...] = ()
+    if image:
+        images = (patchify(_picture(), spec.limits),)
+    words = "fox heart river bicycle lantern violin mountain umbrella "
+    text = ""
+    while tokens and spec.encode_patches(None, text + "fox", images).length < tokens:
+        text += words[len(text) % len(words) :].split(" ")[0] + " "
+    return spec.collate([spec.encode_patches(None, text.strip() or None, images)] * items)
+
+
+def _picture() -> Any:
+    from PIL import Image
+
+    picture = Image.fromarray(decode(next(glyph_images())[1]))
+    return np.asarray(picture.resize((IMAGE_EDGE, IMAGE_EDGE), Image.Resampling.BICUBIC))
+
+
+def _open(request: dict[str, Any], bundle: Bundle) -> Encoder:
+    engine, precision = request["backend"].split("-")
+    threads = request["threads"]
+    if engine == "ort":
+        return open_engine(bundle, Runtime.ORT, PrecisionChoice(precision), threads).encoder
+    import torch
+
+    from puma_edge.shapes import open_baseline
+    from puma_edge.torch_encoder import TorchEncoder
+
+    torch.set_num_threads(threads)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return TorchEncoder(open_baseline(request["model"], bundle.manifest, dtype).model)
+
+
+def _time(encoder: Encoder, batch: Batch, seconds: float) -> tuple[list[float], Any]:
+    """Times of single runs after a warm-up, for about `seconds`."""
+    started = time.perf_counter()
+    vectors = encoder.encode(batch)
+    first = time.perf_counter() - started
+    if first < seconds:  # what takes longer than a case's whole time is warm after one run
+        encoder.encode(batch)
+    times: list[float] = []
+    while len(times) < MIN_RUNS or (sum(times) < seconds and len(times) < MAX_RUNS):
+        started = time.perf_counter()
+        encoder.encode(batch)
+        times.append(time.perf_counter() - started)
+    return times, vectors
+
+
+if __name__ == "__main__":
+    print(json.dumps(serve(json.loads(sys.stdin.read()))))

@@ -1,0 +1,170 @@
+"""The work behind `eval`, `check`, `info` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from puma_edge.bundle import MANIFEST, Bundle
+from puma_edge.config import SAMPLE
+from puma_edge.data import load_dataset
+from puma_edge.errors import PumaError, UsageError, require
+from puma_edge.evaluate import evaluate
+from puma_edge.export.parity import Parity, batch_cosine, compare, judge
+from puma_edge.export.probe import read_probe
+from puma_edge.inputs import InputSpec
+from puma_edge.progress import Progress
+from puma_edge.runtimes.encoder import Encoder
+from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
+from puma_edge.runtimes.index import Index
+from puma_edge.sample import emoji_folder
+
+METRICS = "metrics.json"
+PACKAGES = {
+    "onnxruntime": "cpu",
+    "torch": "train",
+    "transformers": "train",
+    "peft": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "tensorrt": "trt",
+    "matplotlib": "plot",
+}
+
+
+def run_eval(
+    target: str, data: str, split: str, precision: PrecisionChoice, threads: int | None
+) -> dict[int, float]:
+    """Recall@5 per task of a bundle or a model folder.
+
+    Raises:
+        UsageError: no such split.
+        PumaError: no such target or data.
+    """
+    dataset = load_dataset(emoji_folder() if data == SAMPLE else Path(data))
+    if not dataset.examples.get(split):
+        have = ", ".join(name for name, many in dataset.examples.items() if many)
+        raise UsageError(f"--split {split}: {dataset.folder} has queries for: {have}")
+    encoder, spec = _open_target(target, precision, threads)
+    progress: Progress | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal progress
+        progress = progress or Progress(f"recall of {target}", total)
+        progress.update(done)
+
+    recall = evaluate(encoder, spec, dataset, split, progress=show)
+    if progress is not None:
+        progress.close()
+    return recall
+
+
+def _open_target(
+    target: str, precision: PrecisionChoice, threads: int | None
+) -> tuple[Encoder, InputSpec]:
+    if (Path(target) / MANIFEST).is_file():
+        bundle = Bundle.open(Path(target))
+        return open_engine(bundle, Runtime.AUTO, precision, threads).encoder, bundle.spec
+    torch = require("torch", "train")
+    if threads:
+        torch.set_num_threads(threads)
+    from puma_edge.torch_encoder import TorchEncoder
+    from puma_edge.train import open_model
+
+    checkpoint = open_model(target)
+    return TorchEncoder(checkpoint.model), checkpoint.spec
+
+
+def run_check(folder: Path, threads: int | None) -> list[dict[str, Any]]:
+    """Compare every precision on this device with the PyTorch embeddings in the bundle.
+
+    Raises:
+        PumaError: no bundle, or a damaged one.
+    """
+    bundle = Bundle.open(folder)
+    probe = read_probe(bundle)
+    rows = []
+    for name in bundle.manifest.graphs:
+        engine = open_engine(bundle, Runtime.AUTO, PrecisionChoice(name), threads)
+        collate = bundle.spec.collate
+        found = np.concatenate([engine.encoder.encode(collate([item])) for item in probe.items])
+        difference, cosines = compare(probe.embeddings, found)
+        parity = Parity(
+            items=len(probe.items),
+            max_difference=difference,
+            mean_cosine=float(cosines.mean()),
+            worst_cosine=float(cosines.min()),
+            batch_cosine=batch_cosine(engine.encoder, bundle.spec, probe.items[:16]),
+        )
+        failures = judge(parity, name, max_loss=0.0)
+        rows.append(
+            {
+                "precision": name,
+                "engine": engine.encoder.provider,
+                "max_difference": difference,
+                "mean_cosine": parity.mean_cosine,
+                "worst_cosine": parity.worst_cosine,
+                "batch_cosine": parity.batch_cosine,
+                "passed": not failures,
+                "failures": list(failures),
+            }
+        )
+    return rows
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a bundle, an index or a run says of itself.
+
+    Raises:
+        PumaError: the path is none of them.
+    """
+    if (path / MANIFEST).is_file():
+        manifest = Bundle.open(path).manifest
+        return {
+            "kind": "bundle",
+            "model": manifest.model_id,
+            "base": manifest.base_model,
+            "layers": f"{len(manifest.kept_layers)} of {manifest.total_layers}",
+            "dimension": manifest.dimension,
+            "precisions": ", ".join(manifest.graphs),
+            "positions": manifest.positions.value,
+            "pixels": f"{manifest.limits.min_pixels} to {manifest.limits.max_pixels}",
+            "gate": manifest.gate,
+            "versions": dict(manifest.versions),
+        }
+    if path.suffix == ".npy":
+        header = Index.open(path).header
+        return {"kind": "index", **header.__dict__}
+    if (path / METRICS).is_file():
+        metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+        means = {name: round(row["mean"], 4) for name, row in metrics["recall"].items()}
+        return {"kind": "run", "mean recall@5": means}
+    raise PumaError(f"{path} is no bundle, no index (.npy) and no finished run")
+
+
+def examine() -> dict[str, Any]:
+    """Versions of what is installed, the engines' providers, and what the rest would need."""
+    found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
+    for name, extra in PACKAGES.items():
+        if find_spec(name) is None:
+            found[name] = f"not installed: pip install 'puma-edge[{extra}]'"
+        else:
+            found[name] = metadata.version("onnxruntime-gpu" if _is_gpu_build(name) else name)
+    if find_spec("onnxruntime"):
+        import onnxruntime
+
+        found["providers"] = ", ".join(onnxruntime.get_available_providers())
+    return found
+
+
+def _is_gpu_build(name: str) -> bool:
+    if name != "onnxruntime":
+        return False
+    names = metadata.packages_distributions().get("onnxruntime", [])
+    return "onnxruntime-gpu" in names

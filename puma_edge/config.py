@@ -1,0 +1,181 @@
+"""Settings: one frozen dataclass per command, read from `puma-edge.toml` and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from puma_edge.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SAMPLE = "sample"
+SHAPE_PREFIX = "shape:"
+CONFIG_FILE = Path("puma-edge.toml")
+
+T = TypeVar("T")
+
+
+class Gate(str, Enum):
+    """What a failed parity check does."""
+
+    FAIL = "fail"
+    REPORT = "report"
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training; the defaults are PUMA's.
+
+    Attributes:
+        batch: global batch size, in pairs.
+        epochs: passes over the data.
+        max_steps: optimiser steps at most, 0 for no limit.
+        lr: peak learning rate.
+        first_layer_lr: that of decoder layer 0, 0 for the same.
+        lora_r: rank.
+        lora_alpha: scale.
+        lora_dropout: dropout before the adapters.
+    """
+
+    batch: int
+    epochs: float = 2.0
+    max_steps: int = 0
+    lr: float = 2e-4
+    first_layer_lr: float = 0.0
+    lora_r: int = 128
+    lora_alpha: int = 256
+    lora_dropout: float = 0.05
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`puma-edge train`.
+
+    Attributes:
+        model: a folder, a hub id, `shape:...`, or "sample".
+        data: a folder in M-BEIR's format, or "sample".
+        out: run folder; empty for `runs/<date>`.
+        keep_layers: decoder layers that stay; 0 for half of them.
+        with_last: keep the first k-1 and the last instead of the first k.
+        stage1: layer-pruned self-distillation, on text-text pairs.
+        stage2: MAC-Loss, on all tasks.
+        device_batch: pairs a device sees at once, 0 for the whole batch; the rest is accumulated.
+        seed: of everything that is drawn.
+        threads: CPU threads, 0 for PyTorch's own choice.
+        evaluate: measure recall of the teacher, the cut and the student on the test queries.
+    """
+
+    model: str = SAMPLE
+    data: str = SAMPLE
+    out: str = ""
+    keep_layers: int = 0
+    with_last: bool = False
+    stage1: StageConfig = field(
+        default_factory=lambda: StageConfig(batch=288, lr=2e-4, first_layer_lr=1e-4)
+    )
+    stage2: StageConfig = field(
+        default_factory=lambda: StageConfig(batch=600, lr=3e-4, lora_dropout=0.1)
+    )
+    device_batch: int = 0
+    seed: int = 0
+    threads: int = 0
+    evaluate: bool = True
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`puma-edge export`.
+
+    Attributes:
+        model: a merged model folder, a run, `shape:...`; empty for the newest finished run.
+        out: the bundle's folder.
+        data: held-out queries for the parity check: a folder in M-BEIR's format, or "sample";
+            empty for what the run was trained on.
+        keep_layers: decoder layers that stay of a model that is not cut yet; 0 for all.
+        fp16: write FP16 graphs too.
+        int8: write INT8 graphs too.
+        trt: build TensorRT engines too, where TensorRT is installed.
+        calibration: folder of images and texts for the INT8 ranges; empty for the validation split.
+        calibration_items: how many items are read for them.
+        gate: whether a failed parity check fails the export, or is only reported.
+        max_recall_loss: largest loss of mean recall (or agreement) that passes, as a share.
+        seed: of what is drawn for shapes without weights.
+    """
+
+    model: str = ""
+    out: str = "bundle"
+    data: str = ""
+    keep_layers: int = 0
+    fp16: bool = False
+    int8: bool = False
+    trt: bool = False
+    calibration: str = ""
+    calibration_items: int = 256
+    gate: Gate = Gate.FAIL
+    max_recall_loss: float = 0.01
+    seed: int = 0
+
+
+def read_config(table: str, cls: type[T], path: Path | None = None, **given: Any) -> T:
+    """Settings of one command: the defaults, then the file's table, then what was given.
+
+    Args:
+        table: the command's name, a table of the file.
+        cls: its dataclass.
+        path: the file; by default `puma-edge.toml` if it is there.
+        given: values from the command line; None means not given.
+
+    Raises:
+        UsageError: the file cannot be read, or has a key that does not exist or a wrong value.
+    """
+    values: dict[str, Any] = {}
+    source = path or CONFIG_FILE
+    if path is not None or source.is_file():
+        try:
+            values = tomllib.loads(source.read_text(encoding="utf-8")).get(table, {})
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"{source} cannot be read as settings: {error}") from None
+    values = {**values, **{name: value for name, value in given.items() if value is not None}}
+    return _build(cls, values, f"[{table}]", cls())
+
+
+def _build(cls: type[T], values: dict[str, Any], where: str, default: Any) -> T:
+    hints = typing.get_type_hints(cls)
+    known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise UsageError(
+            f"unknown setting {unknown[0]!r} in {where}; expected one of: {', '.join(sorted(known))}"
+        )
+    built = {
+        name: _convert(hints[name], value, f"{where} {name}", getattr(default, name))
+        for name, value in values.items()
+    }
+    result: T = dataclasses.replace(default, **built)
+    return result
+
+
+def _convert(hint: Any, value: Any, where: str, default: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _build(hint, value, where, default)  # type: ignore[arg-type]
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            choices = ", ".join(str(one.value) for one in hint)
+            raise UsageError(f"{where}: {value!r} given, expected one of: {choices}") from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = hint.__origin__ if isinstance(hint, types.GenericAlias) else hint
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise UsageError(f"{where}: {value!r} given, expected {hint.__name__}")
+    return value

@@ -1,0 +1,269 @@
+"""From a file's bytes to the uint8 patches every engine takes: the one image preprocessing."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from puma_edge.errors import InputError, UsageError
+
+UInt8 = NDArray[np.uint8]
+
+# What CLIP was trained with, and Qwen2-VL after it.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+MAX_FILE_BYTES = 256 * 2**20
+MAX_DECODED_PIXELS = 178_956_970  # Pillow's own limit on decompression bombs, as an error
+MAX_ASPECT_RATIO = 200  # the reference processor refuses more
+
+# EXIF's number for how the camera was held -> what turns the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """The sizes an image is brought to: multiples of `patch_size * merge_size`, between two areas.
+
+    Attributes:
+        min_pixels: smallest area after resizing, in pixels.
+        max_pixels: largest area after resizing, in pixels.
+        patch_size: edge of a vision patch, in pixels.
+        merge_size: patches per edge that become one token of the language model.
+
+    Raises:
+        UsageError: the areas are not positive, or in the wrong order.
+
+    """
+
+    min_pixels: int = 4 * 28 * 28
+    max_pixels: int = 300 * 28 * 28
+    patch_size: int = 14
+    merge_size: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise UsageError(
+                f"pixel limits {self.min_pixels} to {self.max_pixels}: expected two areas in "
+                f"pixels, 1 <= min_pixels <= max_pixels"
+            )
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Patches along height and width for an image of this size (Qwen2-VL's `smart_resize`).
+
+        Raises:
+            InputError: the image is more than 200 times longer than wide.
+
+        """
+        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            raise InputError(
+                f"image of {width}x{height} pixels: the longer side may be at most "
+                f"{MAX_ASPECT_RATIO} times the shorter; crop it"
+            )
+        factor = self.patch_size * self.merge_size
+        rows, columns = round(height / factor), round(width / factor)
+        if rows * columns * factor**2 > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            rows = max(1, math.floor(height / shrink / factor))
+            columns = max(1, math.floor(width / shrink / factor))
+        elif rows * columns * factor**2 < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            rows = math.ceil(height * grow / factor)
+            columns = math.ceil(width * grow / factor)
+        return rows * self.merge_size, columns * self.merge_size
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One image, cut for the vision tower.
+
+    Attributes:
+        pixels: uint8 [n, 3 * patch_size**2], n = rows * columns, each patch as (channel, y, x);
+            the `merge_size**2` patches of one token stand next to each other.
+        rows: patches from top to bottom.
+        columns: patches from left to right.
+
+    """
+
+    pixels: UInt8
+    rows: int
+    columns: int
+
+
+def decode(source: Path | bytes) -> UInt8:
+    """Decode an image file to RGB as a person sees it: [height, width, 3], uint8.
+
+    EXIF rotation is applied, transparency laid over white, 16 bits scaled to 8, CMYK and palettes
+    converted, and the first frame taken of an animation.
+
+    Raises:
+        InputError: the file cannot be read, is no image, is truncated, or is too large.
+
+    """
+    data = source if isinstance(source, bytes) else _read(source)
+    if not data:
+        raise InputError("the file is empty (0 bytes); expected an image")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _refuse(image)
+            image.load()
+            return np.asarray(_to_rgb(_upright(image)))
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        # Pillow's own message names the buffer's address: of no use, and different every time.
+        raise InputError(
+            f"not an image, or of a kind Pillow cannot read (the file begins with {data[:8]!r}); "
+            f"convert it to PNG or JPEG"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{_one_line(error)}; scale it down") from error
+    except MemoryError as error:
+        raise InputError("image does not fit in memory; scale it down") from error
+    # Pillow's decoders raise many types on corrupt data (OSError, SyntaxError, struct.error, ...):
+    # whatever it is, this one file is unreadable and the reason goes to the quarantine.
+    except Exception as error:
+        raise InputError(
+            f"damaged image ({_one_line(error)}); expected a complete file, save it again"
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise InputError(
+                f"file of {size} bytes is over the limit of {MAX_FILE_BYTES} bytes; scale it down"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the file: {error.strerror or error}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refuse(image: Image.Image) -> None:
+    """Raise InputError for what must not be decoded, from the header alone."""
+    if image.format == "EPS":
+        # Pillow would run Ghostscript on it: a program, from a folder nobody has looked through.
+        raise InputError("an EPS file is a program for printers, no picture; convert it to PNG")
+    if image.width * image.height > MAX_DECODED_PIXELS:
+        raise InputError(
+            f"image of {image.width}x{image.height} pixels is over the limit of "
+            f"{MAX_DECODED_PIXELS} pixels; scale it down"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply EXIF's orientation.
+
+    Not `ImageOps.exif_transpose`: that writes all the other tags anew, and fails on photographs
+    whose tags are odd but whose pixels are fine.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    # What Pillow raises on EXIF it cannot parse; viewers show such a picture as it lies.
+    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        grey = _to_eight_bits(values)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):
+            grey[values == clear] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(values: NDArray[np.generic]) -> UInt8:
+    """Scale a grey image of 16 or 32 bits, or of floats, to 8 bits; Pillow would clip it.
+
+    Files of 32 bits do not say which value is white: it is the least of the usual ones that none
+    of the values exceeds.
+    """
+    grey = values.astype(np.float64)
+    grey = np.where(np.isfinite(grey), grey, 0.0)
+    most = float(grey.max(initial=0.0))
+    is_float = np.issubdtype(values.dtype, np.floating)
+    usual = (1.0, 255.0, 65535.0) if is_float else (65535.0, 2.0**31 - 1)
+    white = next((white for white in usual if most <= white), most)
+    return np.clip(np.rint(grey * (255.0 / white)), 0, 255).astype(np.uint8)
+
+
+def patchify(rgb: UInt8, limits: PixelLimits) -> Patches:
+    """Resize a decoded image within `limits` (bicubic) and cut it into patches.
+
+    Equal to transformers' `Qwen2VLImageProcessorPil` from the same RGB values on, once
+    `normalize` is applied.
+
+    Args:
+        rgb: [height, width, 3], uint8.
+        limits: the areas and the patch size.
+
+    Raises:
+        InputError: the array is no RGB image, or see `PixelLimits.grid`.
+
+    """
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        raise InputError(
+            f"image array of shape {rgb.shape} and type {rgb.dtype}: expected [height, width, 3] "
+            f"of uint8, as `decode` returns it"
+        )
+    rows, columns = limits.grid(rgb.shape[0], rgb.shape[1])
+    patch, merge = limits.patch_size, limits.merge_size
+    size = (columns * patch, rows * patch)
+    if size != (rgb.shape[1], rgb.shape[0]):
+        rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+    blocks = rgb.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    pixels = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3 * patch * patch)
+    return Patches(np.ascontiguousarray(pixels), rows, columns)
+
+
+def normalize(pixels: UInt8) -> NDArray[np.float32]:
+    """uint8 patches [n, 3*p*p] -> the float pixel values [n, 3*2*p*p] of the PyTorch model.
+
+    The time axis of Qwen2-VL holds a still image twice. The exported graphs take the uint8 patches
+    instead, with mean, deviation and the doubling folded into their first weights.
+    """
+    planes = pixels.reshape(len(pixels), 3, 1, -1)
+    values = np.empty((len(pixels), 3, 2, planes.shape[-1]), np.float32)
+    for channel, table in enumerate(_normalized_values()):
+        values[:, channel] = table[planes[:, channel]]
+    return values.reshape(len(pixels), -1)
+
+
+def _normalized_values() -> NDArray[np.float32]:
+    """[3, 256]: what each byte becomes, in the reference's order of roundings (so: bit for bit)."""
+    scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
+    mean = np.asarray(IMAGE_MEAN, np.float32)[:, None]
+    std = np.asarray(IMAGE_STD, np.float32)[:, None]
+    values: NDArray[np.float32] = (scaled - mean) / std
+    return values

@@ -1,0 +1,100 @@
+"""PUMA's two losses (ACM MM 2025, arXiv 2507.08064) and the temperature schedule between them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional
+
+TAU = 0.05  # stage 1
+TAU_NORM = 0.03  # stage 2, other modalities, and the start of the harder one's schedule
+CONTRAST_WEIGHT = 0.9
+STATE_WEIGHT = 0.1
+STATE_SCALE = 0.05
+
+
+def info_nce(queries: Tensor, candidates: Tensor, tau: float | Tensor) -> Tensor:
+    """Cross-entropy of each query's own candidate against all gathered candidates.
+
+    Args:
+        queries: [B, d], any length; normalised here.
+        candidates: [B, d], candidate i belongs to query i.
+        tau: a temperature, or one per pair [B, B * ranks].
+
+    Returns:
+        the mean over the B queries of this rank.
+    """
+    q = functional.normalize(queries, dim=-1)
+    c = gather(functional.normalize(candidates, dim=-1))
+    return functional.cross_entropy(q @ c.T / tau, _targets(queries))
+
+
+def distillation_loss(
+    queries: Tensor, candidates: Tensor, teacher_queries: Tensor, teacher_candidates: Tensor
+) -> Tensor:
+    """Stage 1: 0.9 InfoNCE(tau 0.05) + 0.1 * 0.05 * (MSE(query) + MSE(candidate)).
+
+    All four are states at `[RET]` [B, d] after the final norm and before L2 normalisation; the
+    squared errors compare them so, the contrastive term normalises them.
+    """
+    states = functional.mse_loss(queries, teacher_queries) + functional.mse_loss(
+        candidates, teacher_candidates
+    )
+    contrast = info_nce(queries, candidates, TAU)
+    return CONTRAST_WEIGHT * contrast + STATE_WEIGHT * STATE_SCALE * states
+
+
+def hard_temperature(progress: float, tau_norm: float = TAU_NORM, decay: float = 0.5) -> float:
+    """The temperature of same-modality pairs: round(tau * exp(-decay * 2 * min(0.5, t/T)), 3).
+
+    Args:
+        progress: t/T, the part of stage 2 that is done, from 0 to 1.
+        tau_norm: the temperature at the start.
+        decay: how far it falls; 0.5 takes 0.030 to 0.018 at half-way.
+    """
+    return round(tau_norm * math.exp(-decay * 2 * min(0.5, progress)), 3)
+
+
+def mac_loss(
+    queries: Tensor,
+    candidates: Tensor,
+    modalities: Tensor,
+    tau_hard: float,
+    tau_norm: float = TAU_NORM,
+) -> Tensor:
+    """Stage 2, MAC-Loss: InfoNCE whose temperature is `tau_hard` for same-modality candidates.
+
+    Pair (i, j) has `tau_hard` where candidate j has the modality of query i's own candidate (that
+    one included) and `tau_norm` otherwise. With equal temperatures it is InfoNCE.
+
+    Args:
+        queries: [B, d].
+        candidates: [B, d], candidate i belongs to query i.
+        modalities: [B], a number for each candidate's modality.
+        tau_hard: see `hard_temperature`.
+        tau_norm: for candidates of another modality.
+    """
+    same = modalities[:, None] == gather(modalities)[None, :]
+    tau = torch.where(same, tau_hard, tau_norm).to(queries.dtype)
+    return info_nce(queries, candidates, tau)
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows of all ranks, in rank order, gradients flowing back to each; the rows themselves
+    where training is not distributed."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return rows
+    if not rows.is_floating_point():
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+    return torch.cat(all_gather(rows))
+
+
+def _targets(queries: Tensor) -> Tensor:
+    ready = distributed.is_available() and distributed.is_initialized()
+    first = distributed.get_rank() * len(queries) if ready else 0
+    return torch.arange(first, first + len(queries), device=queries.device)

@@ -1,0 +1,47 @@
+"""Fold LoRA adapters into the weights they adapt."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from puma_edge.bundle import replace_folder
+from puma_edge.errors import PumaError
+from puma_edge.model import Checkpoint, save
+
+MERGE_DTYPE = torch.bfloat16
+
+
+def merge(peft: PeftModel, checkpoint: Checkpoint, out: Path) -> Checkpoint:
+    """Merge the adapters, round to bf16 once, and write the result to `out`.
+
+    PUMA merges in bf16. The sum is taken in the precision of the training, so that only its result
+    is rounded.
+
+    Returns:
+        the checkpoint with the merged and rounded weights, in the dtype it was trained in.
+    """
+    model = peft.merge_and_unload()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(MERGE_DTYPE).to(parameter.dtype)
+        parameter.requires_grad_(False)
+    merged = Checkpoint(model, checkpoint.tokenizer, checkpoint.card)
+    save(merged, out, MERGE_DTYPE)
+    return merged
+
+
+def merge_run(run: Path, out: Path) -> Path:
+    """Copy a finished run's merged model to `out`.
+
+    Raises:
+        PumaError: the folder is no finished run, or `out` cannot be written.
+    """
+    merged = run / "merged"
+    if not (merged / "config.json").is_file():
+        raise PumaError(f"{run} is no finished run (it has no merged/); train one: puma-edge train")
+    with replace_folder(out) as work:
+        shutil.copytree(merged, work, dirs_exist_ok=True)
+    return out

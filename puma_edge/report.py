@@ -1,0 +1,193 @@
+"""What commands print: results as tables or JSON on stdout, remarks on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from puma_edge.runtimes.embedder import Report
+from puma_edge.runtimes.searcher import Hit, Query
+
+if TYPE_CHECKING:
+    from puma_edge.bench import BenchReport
+    from puma_edge.export.pipeline import ExportReport
+    from puma_edge.train import TrainReport
+
+TASK_NAMES = {
+    0: "t->i", 1: "t->t", 2: "t->(i,t)", 3: "i->t",
+    4: "i->i", 6: "(i,t)->t", 7: "(i,t)->i", 8: "(i,t)->(i,t)",
+}  # fmt: skip
+
+
+def say(text: str) -> None:
+    """A remark, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(values: Mapping[str, Any], as_json: bool) -> None:
+    """Names and values."""
+    if as_json:
+        _print_json(values)
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in values.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        table.add_row(name, str(text))
+    _print(table)
+
+
+def show_recall(rows: Mapping[str, Mapping[int, float]], as_json: bool) -> None:
+    """Recall@5 of models, a column per task."""
+    if as_json:
+        _print_json({n: {"mean": _mean(r), "task": r} for n, r in rows.items() if r})
+        return
+    tasks = sorted({task for recall in rows.values() for task in recall})
+    table = Table("recall@5", *[TASK_NAMES.get(task, str(task)) for task in tasks], "mean")
+    for name, recall in rows.items():
+        if recall:
+            cells = [f"{recall[task]:.3f}" for task in tasks]
+            table.add_row(name, *cells, f"{_mean(recall):.3f}")
+    _print(table)
+
+
+def show_training(report: TrainReport, as_json: bool) -> None:
+    """A run's recall before and after."""
+    rows = {"teacher": report.teacher, "cut, untrained": report.cut, "student": report.student}
+    if as_json:
+        means = {n: {"mean": _mean(r), "task": r} for n, r in rows.items() if r}
+        _print_json({"run": str(report.run), "recall": means})
+        return
+    show_recall(rows, as_json=False)
+    if report.teacher:
+        share = _mean(report.student) / max(_mean(report.teacher), 1e-9)
+        print(f"the student keeps {share:.1%} of the teacher's mean recall")
+    print(f"run: {report.run}")
+
+
+def show_export(report: ExportReport, as_json: bool) -> None:
+    """Each precision's size and parity."""
+    if as_json:
+        _print_json(
+            {
+                "bundle": str(report.bundle),
+                "model_id": report.manifest.model_id,
+                "bytes": report.sizes,
+                "parity": {name: one.to_json() for name, one in report.parity.items()},
+            }
+        )
+        return
+    labelled = any(one.recall for one in report.parity.values())
+    last = "recall@5 (PyTorch)" if labelled else "agreement"
+    table = Table("precision", "MB", "worst cosine", "mean cosine", "any batch", last, "gate")
+    for name, one in report.parity.items():
+        score = f"{one.agreement:.3f}" if one.agreement is not None else "-"
+        if one.recall:
+            score = f"{_mean(one.recall):.4f} ({_mean(one.reference_recall):.4f})"
+        table.add_row(
+            name,
+            f"{report.sizes[name] / 1e6:.1f}",
+            f"{one.worst_cosine:.6f}",
+            f"{one.mean_cosine:.6f}",
+            f"{one.batch_cosine:.6f}",
+            score,
+            "passed" if one.passed else "; ".join(one.failures),
+        )
+    _print(table)
+    print(f"bundle: {report.bundle}, model {report.manifest.model_id}")
+
+
+def show_embedding(report: Report, out: Path, as_json: bool) -> None:
+    """What was embedded."""
+    if as_json:
+        _print_json({"index": str(out), **asdict(report)})
+        return
+    print(
+        f"{out}: {report.seen} seen = {report.embedded} embedded + {report.duplicates} duplicates"
+        f" + {report.quarantined} quarantined, {report.seconds:.1f} s"
+    )
+
+
+def show_hits(queries: Sequence[Query], hits: Sequence[Sequence[Hit]], as_json: bool) -> None:
+    """The hits of each query."""
+    if as_json:
+        _print_json(
+            [
+                {
+                    "query": {"text": query.text, "image": str(query.image or "") or None},
+                    "hits": [{**asdict(hit), "modality": hit.modality.value} for hit in found],
+                }
+                for query, found in zip(queries, hits, strict=True)
+            ]
+        )
+        return
+    for query, found in zip(queries, hits, strict=True):
+        name = " + ".join(part for part in (str(query.image or ""), query.text or "") if part)
+        table = Table("", "score", "file", "text", title=name, title_justify="left")
+        for hit in found:
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.id, hit.text)
+        _print(table)
+
+
+def show_bench(report: BenchReport, as_json: bool) -> None:
+    """Medians with their ratios, then memory and sizes."""
+    if as_json:
+        _print_json(report.to_json())
+        return
+    bases = list(report.rows[0].speedup)
+    table = Table("case", "backend", "median ms", "p99 ms", *[f"x {b}" for b in bases], "cosine")
+    case = ""
+    for row in report.rows:
+        ratios = [f"{row.speedup[base]:.2f}" for base in bases]
+        cosine = "-" if row.cosine is None else f"{row.cosine:.5f}"
+        title = row.case if row.case != case else ""
+        table.add_row(
+            title, row.backend, f"{row.median_ms:.2f}", f"{row.p99_ms:.2f}", *ratios, cosine
+        )
+        case = row.case
+    _print(table)
+    table = Table("backend", "peak memory MB", "files MB", "load s")
+    for name, peak in report.peak_bytes.items():
+        size = report.file_bytes.get(name)
+        table.add_row(
+            name,
+            f"{peak / 1e6:.0f}",
+            "-" if size is None else f"{size / 1e6:.1f}",
+            f"{report.load_seconds[name]:.2f}",
+        )
+    _print(table)
+    about = report.about
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    print(f"{about['device']}, {about['threads']} threads, {versions}, commit {about['commit']}")
+
+
+def show_check(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Each precision against the embeddings in the bundle."""
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("precision", "engine", "worst cosine", "mean cosine", "any batch", "result")
+    for row in rows:
+        numbers = [f"{row[name]:.6f}" for name in ("worst_cosine", "mean_cosine", "batch_cosine")]
+        result = "passed" if row["passed"] else "; ".join(row["failures"])
+        table.add_row(row["precision"], row["engine"], *numbers, result)
+    _print(table)
+
+
+def _mean(recall: Mapping[int, float]) -> float:
+    return sum(recall.values()) / len(recall)
+
+
+def _print(table: Table) -> None:
+    # A pipe has no width: rich would cut the table at 80 columns.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _print_json(values: Any) -> None:
+    print(json.dumps(values, indent=2, ensure_ascii=False))

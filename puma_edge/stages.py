@@ -1,0 +1,339 @@
+"""One stage of training: pairs, batches, and transformers' Trainer with one of PUMA's losses."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from puma_edge.config import StageConfig, TrainConfig
+from puma_edge.data import Dataset, Example, SourceEncoder
+from puma_edge.errors import PumaError
+from puma_edge.evaluate import encode_all
+from puma_edge.inputs import Batch, Float32
+from puma_edge.losses import distillation_loss, hard_temperature, mac_loss
+from puma_edge.model import Checkpoint, ret_states
+from puma_edge.progress import Progress
+from puma_edge.prompts import Modality
+from puma_edge.torch_encoder import TorchEncoder
+
+WARM_UP = 0.03  # of a stage's steps
+LORA_TARGETS = r".*language_model\.layers\.\d+\..*_proj"
+MODALITIES = {modality: number for number, modality in enumerate(Modality)}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A training example with one of its answers drawn."""
+
+    example: Example
+    answer: str
+    instruction: str
+    teacher: tuple[Float32, Float32] | None = None
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """What one step sees: both sides, the answers' modalities [B], the teacher's states [B, d]."""
+
+    queries: Batch
+    candidates: Batch
+    modalities: Tensor
+    teacher_queries: Tensor | None
+    teacher_candidates: Tensor | None
+
+
+class Pairs(TorchDataset[Pair]):
+    """Training pairs, answers and instructions drawn once by seed."""
+
+    def __init__(self, data: Dataset, examples: Sequence[Example], seed: int) -> None:
+        """Draw for each example one answer and one of its task's instructions."""
+        draw = random.Random(seed)
+        self.pairs = [
+            Pair(one, draw.choice(one.positives), draw.choice(data.instructions[one.modalities]))
+            for one in examples
+        ]
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        """One pair."""
+        return self.pairs[index]
+
+
+class DistinctSampler(Sampler[int]):
+    """A seeded shuffle in which no batch holds two pairs that answer each other's query.
+
+    Both losses take every other candidate of a batch for wrong. A pair that would clash is put off
+    to the next batch that can take it.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], batch: int, seed: int) -> None:
+        """Order `pairs` for batches of this global size."""
+        order = list(range(len(pairs)))
+        random.Random(seed).shuffle(order)
+        self._order = list(_spread(pairs, order, batch))
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices in order."""
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        return len(self._order)
+
+
+def _spread(pairs: Sequence[Pair], order: list[int], batch: int) -> Iterator[int]:
+    waiting: list[int] = []
+    source = iter(order)
+    left = len(order)
+    while left:
+        taken: set[str] = set()
+        chosen: list[int] = []
+        put_off: list[int] = []
+        for index in _then(waiting, source):
+            positives = pairs[index].example.positives
+            if taken.isdisjoint(positives):
+                taken.update(positives)
+                chosen.append(index)
+            else:
+                put_off.append(index)
+            # With few distinct answers a full batch may not exist: do not search for ever.
+            if len(chosen) == batch or len(put_off) > 8 * batch:
+                break
+        missing = batch - len(chosen)
+        chosen += put_off[:missing]
+        waiting = put_off[missing:] + waiting
+        left -= len(chosen)
+        yield from chosen
+
+
+def _then(waiting: list[int], source: Iterator[int]) -> Iterator[int]:
+    while waiting:
+        yield waiting.pop(0)
+    yield from source
+
+
+class Collator:
+    """Makes a `PairBatch` of pairs."""
+
+    def __init__(self, checkpoint: Checkpoint, data: Dataset) -> None:
+        """Use the checkpoint's own preprocessing."""
+        self._spec = checkpoint.spec
+        self._load = SourceEncoder(self._spec)
+        self._candidates = data.candidates
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, PairBatch]:
+        """Tokenise, cut and pad both sides."""
+        queries = [self._load(pair.example.query, pair.instruction) for pair in pairs]
+        candidates = [self._load(self._candidates[pair.answer]) for pair in pairs]
+        known = [pair.teacher for pair in pairs if pair.teacher is not None]
+        sides = [torch.from_numpy(np.stack(side)) for side in zip(*known, strict=True)]
+        batch = PairBatch(
+            queries=self._spec.collate(queries),
+            candidates=self._spec.collate(candidates),
+            modalities=torch.tensor([MODALITIES[pair.example.target] for pair in pairs]),
+            teacher_queries=sides[0] if sides else None,
+            teacher_candidates=sides[1] if sides else None,
+        )
+        return {"batch": batch}
+
+
+class StageTrainer(Trainer):
+    """transformers' Trainer with one of PUMA's losses and the sampler above."""
+
+    def __init__(self, *, stage: StageConfig, distil: bool, **given: Any) -> None:
+        """Take the stage's settings; `distil` chooses the loss."""
+        self._stage = stage
+        self._distil = distil
+        super().__init__(**given)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        dataset = self.train_dataset
+        assert isinstance(dataset, Pairs)
+        return DistinctSampler(dataset.pairs, self._stage.batch, self.args.seed)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW in which decoder layer 0 may have a rate of its own."""
+        if self.optimizer is None:
+            first_lr = self._stage.first_layer_lr or self._stage.lr
+            groups: dict[float, list[nn.Parameter]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    lr = first_lr if ".layers.0." in name else self._stage.lr
+                    groups.setdefault(lr, []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [{"params": parameters, "lr": lr} for lr, parameters in groups.items()],
+                betas=(0.9, 0.98),
+                eps=1e-7,
+                weight_decay=0.0,
+            )
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, PairBatch],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The stage's loss of one batch; both sides go through the model."""
+        batch = inputs["batch"]
+        queries, candidates = ret_states(model, batch.queries), ret_states(model, batch.candidates)
+        device = queries.device
+        if self._distil:
+            assert batch.teacher_queries is not None and batch.teacher_candidates is not None
+            return distillation_loss(
+                queries.float(),
+                candidates.float(),
+                batch.teacher_queries.to(device),
+                batch.teacher_candidates.to(device),
+            )
+        tau = hard_temperature(self.state.global_step / max(1, self.state.max_steps))
+        return mac_loss(queries.float(), candidates.float(), batch.modalities.to(device), tau)
+
+
+class StageProgress(TrainerCallback):  # type: ignore[misc]
+    """The progress bar of one stage."""
+
+    def __init__(self, title: str) -> None:
+        """Name the stage."""
+        self._title = title
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Open the bar."""
+        self._progress = Progress(self._title, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+        """Move the bar and show loss, rate and temperature."""
+        if logs and "loss" in logs:
+            note = f"loss {logs['loss']:.3f} lr {logs['learning_rate']:.1e}"
+            self._progress.update(state.global_step, note)
+            if not math.isfinite(logs["loss"]):
+                raise PumaError(f"the loss is {logs['loss']} at step {state.global_step}; lower lr")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Close the bar."""
+        self._progress.close()
+
+
+def add_lora(checkpoint: Checkpoint, stage: StageConfig, seed: int) -> PeftModel:
+    """LoRA on every Linear of the decoder; everything else is frozen."""
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=stage.lora_r,
+        lora_alpha=stage.lora_alpha,
+        lora_dropout=stage.lora_dropout,
+        target_modules=LORA_TARGETS,
+    )
+    return get_peft_model(checkpoint.model, config)
+
+
+def run_stage(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    pairs: Pairs,
+    stage: StageConfig,
+    out: Path,
+    *,
+    title: str,
+    distil: bool,
+    config: TrainConfig,
+) -> PeftModel:
+    """Train adapters on `pairs`, write them and the log of losses to `out`; returns the model."""
+    peft = add_lora(checkpoint, stage, config.seed)
+    arguments = _arguments(len(pairs), stage, out, config)
+    trainer = StageTrainer(
+        stage=stage,
+        distil=distil,
+        model=peft,
+        args=arguments,
+        train_dataset=pairs,
+        data_collator=Collator(checkpoint, data),
+        callbacks=[StageProgress(title)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    with warnings.catch_warnings():
+        # transformers 5 renames arguments that 4.57 still needs.
+        warnings.simplefilter("ignore", FutureWarning)
+        trainer.train()
+    peft.save_pretrained(str(out))
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    (out / "log.json").write_text(json.dumps(log) + "\n", encoding="utf-8")
+    return peft
+
+
+def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
+    device_batch = min(stage.batch, config.device_batch or stage.batch)
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=device_batch,
+        gradient_accumulation_steps=max(1, stage.batch // device_batch),
+        num_train_epochs=stage.epochs,
+        max_steps=stage.max_steps or -1,
+        learning_rate=stage.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(WARM_UP * total_steps(pairs, stage)),
+        max_grad_norm=1.0,
+        bf16=on_gpu,
+        gradient_checkpointing=on_gpu,
+        use_cpu=not on_gpu,
+        seed=config.seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_drop_last=pairs >= stage.batch,
+        disable_tqdm=True,
+    )
+
+
+def total_steps(pairs: int, stage: StageConfig) -> int:
+    """Optimiser steps of a stage."""
+    steps = math.ceil(stage.epochs * max(1, pairs // stage.batch))
+    return min(steps, stage.max_steps) if stage.max_steps else steps
+
+
+def with_teacher(
+    pairs: Pairs, teacher: Checkpoint, data: Dataset, progress: Callable[[int], None]
+) -> None:
+    """Give each pair the full model's states at `[RET]`, computed once before its layers are cut."""
+    encoder = StateEncoder(teacher.model)
+    load = SourceEncoder(teacher.spec)
+    queries = [(pair.example.query, pair.instruction) for pair in pairs.pairs]
+    candidates = [(data.candidates[pair.answer], None) for pair in pairs.pairs]
+    states = encode_all(encoder, teacher.spec, [*queries, *candidates], load, progress)
+    half = len(queries)
+    pairs.pairs = [
+        Pair(pair.example, pair.answer, pair.instruction, (states[row], states[half + row]))
+        for row, pair in enumerate(pairs.pairs)
+    ]
+
+
+class StateEncoder(TorchEncoder):
+    """The states themselves, not normalised: what distillation compares."""
+
+    def encode(self, batch: Batch) -> Float32:
+        """States at `[RET]` after the final norm [B, d]."""
+        self._model.eval()
+        with torch.no_grad():
+            result: Float32 = ret_states(self._model, batch).float().cpu().numpy()
+        return result

@@ -1,0 +1,137 @@
+"""Documents -> an index: fed by threads, batched by length, in shards that outlive the run."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from puma_edge.errors import PumaError, UsageError
+from puma_edge.inputs import InputSpec
+from puma_edge.runtimes.documents import Corpus
+from puma_edge.runtimes.encoder import Encoder
+from puma_edge.runtimes.files import disk_errors, locked
+from puma_edge.runtimes.parts import printable
+from puma_edge.runtimes.run import Progress, Run, Settings, Stamp
+from puma_edge.runtimes.writer import (
+    Header,
+    Outcome,
+    finish_publishing,
+    partial_folder,
+    write_index,
+)
+
+__all__ = ["Progress", "Report", "Settings", "Stamp", "embed_corpus"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did: `seen == embedded + quarantined + duplicates`.
+
+    Attributes:
+        seen: documents in the corpus, readable or not.
+        embedded: rows computed by the model, in this run or in the one that it resumed.
+        quarantined: documents that have no row; `index.quarantine.jsonl` says why.
+        duplicates: rows copied from a document of equal content.
+        resumed: of the embedded, those that an earlier run had done.
+        seconds: how long it took.
+
+    """
+
+    seen: int
+    embedded: int
+    quarantined: int
+    duplicates: int
+    resumed: int
+    seconds: float
+
+
+def embed_corpus(
+    corpus: Corpus,
+    out: Path,
+    spec: InputSpec,
+    encoder: Encoder,
+    stamp: Stamp,
+    settings: Settings | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Embed a corpus into `out` and the files beside it; a run that was cut off is resumed.
+
+    What is done lies in `<out>.partial/` until the index is written, and survives Ctrl-C, a kill
+    and a full disk. An index that stood at `out` stays whole until the new one takes its place.
+
+    Args:
+        corpus: what `scan` found.
+        out: the .npy to write.
+        spec: how items become arrays.
+        encoder: the model.
+        stamp: the model's identity, recorded in the index.
+        settings: see `Settings`.
+        progress: called after each batch.
+
+    Raises:
+        UsageError: `out` is no .npy, or the dimension is out of range.
+        PumaError: nothing to embed, another run on the same output, or the disk refuses.
+
+    """
+    started = time.monotonic()
+    settings = settings or Settings()
+    _check(corpus, out, encoder, settings)
+    work = partial_folder(out)
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(work, out):
+        with disk_errors(out):
+            finish_publishing(out)
+        run = Run(corpus, spec, encoder, stamp, settings, work, progress)
+        run.embed()
+        outcome = run.outcome()
+        with disk_errors(out):
+            write_index(out, outcome, _header(corpus, encoder, stamp, settings, outcome))
+            shutil.rmtree(work, ignore_errors=True)
+    return Report(
+        seen=corpus.seen,
+        embedded=outcome.embedded,
+        quarantined=len(outcome.quarantine),
+        duplicates=outcome.duplicates,
+        resumed=run.resumed,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _check(corpus: Corpus, out: Path, encoder: Encoder, settings: Settings) -> None:
+    if out.suffix != ".npy":
+        raise UsageError(f"--out {out} does not end in .npy; name the index like index.npy")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file in it, like {out / 'index.npy'}")
+    if settings.dimension is not None and not 1 <= settings.dimension <= encoder.dimension:
+        raise UsageError(
+            f"{settings.dimension} dimensions asked for; the model has {encoder.dimension}"
+        )
+    if not corpus.seen:
+        there = corpus.describe_unsupported() or "nothing"
+        raise PumaError(
+            f"{corpus.root} holds no image and no text (found: {there}); expected files like "
+            ".jpg, .png, .txt, .md or .jsonl"
+        )
+
+
+def _header(
+    corpus: Corpus, encoder: Encoder, stamp: Stamp, settings: Settings, outcome: Outcome
+) -> Header:
+    return Header(
+        model_id=stamp.model_id,
+        precision=stamp.precision,
+        provider=encoder.provider,
+        dimension=settings.dimension or encoder.dimension,
+        dtype=settings.storage.value,
+        rows=outcome.embedded + outcome.duplicates,
+        corpus=printable(str(corpus.root)),
+        seen=corpus.seen,
+        embedded=outcome.embedded,
+        quarantined=len(outcome.quarantine),
+        duplicates=outcome.duplicates,
+        unsupported=dict(corpus.unsupported),
+    )

@@ -1,0 +1,84 @@
+"""Which engine serves a bundle: an explicit choice, said aloud, never a silent fall back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from puma_edge.bundle import Bundle, Precision
+from puma_edge.errors import PumaError, UsageError
+from puma_edge.runtimes.encoder import Encoder
+
+
+class Runtime(str, Enum):
+    """The engines that run a bundle."""
+
+    AUTO = "auto"
+    ORT = "ort"
+
+
+class PrecisionChoice(str, Enum):
+    """A precision, or the fastest one the bundle holds."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An opened engine.
+
+    Attributes:
+        encoder: what embeds.
+        precision: the arithmetic of its graphs.
+    """
+
+    encoder: Encoder
+    precision: Precision
+
+    @property
+    def name(self) -> str:
+        """Engine, device and precision, for people to read."""
+        return f"{self.encoder.provider} {self.precision.value}"
+
+
+def open_engine(
+    bundle: Bundle,
+    runtime: Runtime = Runtime.AUTO,
+    precision: PrecisionChoice = PrecisionChoice.AUTO,
+    threads: int | None = None,
+) -> Engine:
+    """Open a bundle's graphs.
+
+    Args:
+        bundle: an opened bundle; its files are verified on the way.
+        runtime: the engine.
+        precision: the arithmetic; "auto" takes INT8 where the bundle has it, else FP32 (a CPU
+            gains nothing from FP16).
+        threads: threads of one operation, None for the engine's own choice.
+
+    Raises:
+        UsageError: fewer than one thread.
+        PumaError: the bundle has no such precision, or the engine cannot open it.
+        MissingExtraError: the engine is not installed.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads}: give 1 or more")
+    chosen = _precision(bundle, precision)
+    vision, text = bundle.graph(chosen, "vision"), bundle.graph(chosen, "text")
+    match runtime:
+        case Runtime.AUTO | Runtime.ORT:
+            from puma_edge.runtimes.ort import OrtEncoder
+
+            return Engine(OrtEncoder(vision, text, threads=threads), chosen)
+
+
+def _precision(bundle: Bundle, choice: PrecisionChoice) -> Precision:
+    if choice is not PrecisionChoice.AUTO:
+        return Precision(choice.value)
+    for precision in (Precision.INT8, Precision.FP32):
+        if precision.value in bundle.manifest.graphs:
+            return precision
+    raise PumaError(f"{bundle.folder} holds no graphs; export it again: puma-edge export")

@@ -1,0 +1,120 @@
+"""ONNX Runtime, on the CPU or on any provider its installed build has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puma_edge.errors import PumaError, require
+from puma_edge.inputs import Batch
+
+Float32 = NDArray[np.float32]
+CPU = "CPUExecutionProvider"
+
+
+class OrtEncoder:
+    """A bundle's two graphs in ONNX Runtime.
+
+    Attributes:
+        provider: "ort:" and the first execution provider.
+        dimension: length of an embedding.
+
+    """
+
+    def __init__(
+        self,
+        vision: Path,
+        text: Path,
+        *,
+        providers: Sequence[str] = (CPU,),
+        threads: int | None = None,
+    ) -> None:
+        """Load both graphs.
+
+        Args:
+            vision: the vision graph's file.
+            text: the text graph's file.
+            providers: execution providers; nothing but these is used, except that the CPU takes
+                the shape arithmetic a graph carries beside its products.
+            threads: threads of one operation, None for ONNX Runtime's choice.
+
+        Raises:
+            MissingExtraError: ONNX Runtime is not installed.
+            PumaError: the installed build lacks a provider, or cannot load a graph.
+
+        """
+        self.provider = f"ort:{providers[0].removesuffix('ExecutionProvider').lower()}"
+        self._vision = open_session(vision, providers, threads)
+        self._text = open_session(text, providers, threads)
+        self.dimension = int(self._text.get_outputs()[0].shape[-1])
+
+    def encode(self, batch: Batch) -> Float32:
+        """Embeddings [B, dimension] of a batch, L2-normalised.
+
+        The vision graph runs only where there are images.
+        """
+        if len(batch.n_patches):
+            tokens = self._vision.run(None, vision_feeds(batch))[0]
+        else:
+            tokens = np.zeros((0, self.dimension), np.float32)
+        result: Float32 = self._text.run(None, text_feeds(batch, tokens))[0]
+        return result
+
+
+def vision_feeds(batch: Batch) -> dict[str, NDArray[Any]]:
+    """What the vision graph takes of a batch."""
+    return {
+        "patches": batch.patches,
+        "patch_positions": batch.patch_positions,
+        "n_patches": batch.n_patches,
+    }
+
+
+def text_feeds(batch: Batch, image_tokens: Float32) -> dict[str, NDArray[Any]]:
+    """What the text graph takes of a batch, with image tokens [rows, d] of the vision graph."""
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+        "image_tokens": image_tokens,
+        "image_index": batch.image_index,
+    }
+
+
+def open_session(path: Path, providers: Sequence[str], threads: int | None) -> Any:
+    """An `onnxruntime.InferenceSession` on exactly these providers.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        PumaError: the installed build lacks a provider, or cannot load the graph.
+
+    """
+    ort = require("onnxruntime", "cpu")
+    available = ort.get_available_providers()
+    missing = [name for name in providers if name not in available]
+    if missing:
+        raise PumaError(
+            f"this onnxruntime {ort.__version__} has no {', '.join(missing)} (it has: "
+            f"{', '.join(available)}); install the build for your device, or choose another runtime"
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Without VNNI the CPU's fast U8S8 products saturate at 16 bits; this takes exact ones there.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        session = ort.InferenceSession(str(path), options, providers=list(providers))
+    # ONNX Runtime raises a dozen unrelated types here, all of them about this one file.
+    except Exception as error:
+        raise PumaError(f"onnxruntime cannot load {path}: {error}") from error
+    if session.get_providers()[0] != providers[0]:
+        raise PumaError(
+            f"onnxruntime fell back from {providers[0]} to {session.get_providers()[0]}; "
+            "check the driver and library versions with: puma-edge doctor"
+        )
+    return session

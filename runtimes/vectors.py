@@ -1,0 +1,37 @@
+"""Embeddings as rows of numbers: how they are stored, and how they are shortened."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puma_edge.inputs import Float32
+
+
+class Storage(str, Enum):
+    """The type of the numbers in an index."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's name for it, little-endian wherever it is written."""
+        little: np.dtype[Any] = np.dtype(self.value).newbyteorder("<")
+        return little
+
+
+def shorten(vectors: NDArray[Any], dimension: int | None) -> Float32:
+    """Keep the first `dimension` numbers of each row [n, d] and normalise again (Matryoshka).
+
+    A row of zeros stays one.
+    """
+    if dimension is None or dimension == vectors.shape[1]:
+        return vectors.astype(np.float32, copy=False)
+    short = vectors[:, :dimension].astype(np.float32)
+    norms = np.linalg.norm(short, axis=1, keepdims=True)
+    result: Float32 = short / np.where(norms > 0, norms, np.float32(1))
+    return result

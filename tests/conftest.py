@@ -1,0 +1,65 @@
+"""What several test files need: a small tokenizer shaped like Qwen2-VL's, and a real photograph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    processors,
+    trainers,
+)
+from tokenizers import pre_tokenizers as pre
+
+from puma_edge.prompts import SPECIAL_TOKENS
+
+# Qwen2's own pattern.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SENTENCES = (
+    "You are a helpful assistant. system user assistant",
+    "Summarize above image and sentence in one word: ",
+    "Summarize above sentence in one word: ",
+    "Find me an everyday image that matches the given caption.",
+    "A quick brown fox jumps over the lazy dog, and the dog doesn't mind.",
+    "Ein Fuchs läuft über die Straße; une renarde traverse la forêt.",
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """Byte-level BPE with Qwen2's normaliser and pattern, and the special tokens of the prompts."""
+    made = Tokenizer(models.BPE())
+    made.normalizer = normalizers.NFC()
+    made.pre_tokenizer = pre.Sequence(
+        [
+            pre.Split(Regex(WORDS), behavior="isolated"),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.post_processor = processors.ByteLevel(trim_offsets=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(SENTENCES * 3, trainer)
+    made.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    return made
+
+
+@pytest.fixture(scope="session")
+def photograph() -> Path:
+    """Find a real photograph, 512x600: Grace Hopper, matplotlib's sample (public domain)."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"

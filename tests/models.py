@@ -1,0 +1,109 @@
+"""Small random models and inputs for the tests, made from a configuration, without a hub."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import Qwen2VLConfig, Qwen2VLModel
+
+from puma_edge.images import Patches, PixelLimits, normalize
+from puma_edge.inputs import Encoded, rope_positions
+
+LIMITS = PixelLimits()
+VOCABULARY, IMAGE_PAD, RET, PAD = 200, 190, 191, 0
+
+
+def tiny_model(
+    seed: int = 0,
+    *,
+    hidden: int = 64,
+    heads: int = 4,
+    groups: int = 2,
+    layers: int = 3,
+    intermediate: int = 160,
+    depth: int = 2,
+    vision: int = 64,
+    vision_heads: int = 4,
+) -> Qwen2VLModel:
+    """A Qwen2-VL with random weights, biases and norms, so that no term of the forward is zero."""
+    head = hidden // heads
+    time = head // 8
+    row = (head // 2 - time) // 2
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": VOCABULARY,
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": groups,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [time, row, head // 2 - time - row],
+            },
+        },
+        vision_config={
+            "depth": depth,
+            "embed_dim": vision,
+            "num_heads": vision_heads,
+            "hidden_size": hidden,
+        },
+        image_token_id=IMAGE_PAD,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2VLModel(config).eval()
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "norm" in name or "ln_q" in name:
+                values.add_(0.3 * torch.randn_like(values))
+            elif name.endswith("bias"):
+                values.copy_(0.3 * torch.randn_like(values))
+            else:
+                values.copy_(torch.randn_like(values) / values[0].numel() ** 0.5)
+    return model
+
+
+def image(rows: int, columns: int, seed: int) -> Patches:
+    """An image of random patches with smooth shading, so that patches differ as pictures do."""
+    rng = np.random.default_rng(seed)
+    shade = rng.integers(0, 256, (rows * columns, 1))
+    noise = rng.integers(-40, 41, (rows * columns, 588))
+    return Patches(np.clip(shade + noise, 0, 255).astype(np.uint8), rows, columns)
+
+
+def item(words: int, sizes: tuple[tuple[int, int], ...] = (), seed: int = 0) -> Encoded:
+    """Random text after images of these patch sizes, ending at `[RET]`, without a tokenizer."""
+    rng = np.random.default_rng(seed)
+    ids: list[int] = [5]
+    for rows, columns in sizes:
+        ids += [6, *[IMAGE_PAD] * (rows * columns // 4), 7]
+    ids += [*rng.integers(10, 180, words).tolist(), RET]
+    tokens = np.asarray(ids, np.int64)
+    is_image = tokens == IMAGE_PAD
+    images = tuple(image(*size, seed=seed * 100 + n) for n, size in enumerate(sizes))
+    positions = rope_positions(is_image, sizes, LIMITS.merge_size)
+    return Encoded(tokens, positions, images, np.flatnonzero(is_image))
+
+
+def reference(model: Qwen2VLModel, entry: Encoded) -> np.ndarray:
+    """The stock PyTorch embedding [d] of one item."""
+    grid = [[1, each.rows, each.columns] for each in entry.images]
+    ids = torch.from_numpy(entry.input_ids)[None]
+    visual = {}
+    if grid:
+        pixels = np.concatenate([normalize(each.pixels) for each in entry.images])
+        visual = {
+            "pixel_values": torch.from_numpy(pixels),
+            "image_grid_thw": torch.tensor(grid),
+            "mm_token_type_ids": (ids == IMAGE_PAD).int(),
+        }
+    with torch.no_grad():
+        states = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=torch.from_numpy(entry.positions)[:, None],
+            use_cache=False,
+            **visual,
+        ).last_hidden_state[0, -1]
+    return torch.nn.functional.normalize(states, dim=-1).numpy()

@@ -1,0 +1,276 @@
+"""Search against a naive form, and what a damaged or foreign index gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puma_edge.bundle import Manifest, Precision
+from puma_edge.errors import PumaError, UsageError
+from puma_edge.images import PixelLimits
+from puma_edge.prompts import Modality, PromptFormat
+from puma_edge.runtimes import index as index_module
+from puma_edge.runtimes.index import Index
+from puma_edge.runtimes.searcher import Query, embed_queries, search
+from puma_edge.runtimes.vectors import shorten
+from puma_edge.runtimes.writer import Header
+from tests.edge import HashEncoder, embed, encoded, fill, mixed, picture, small_spec
+
+
+def index_of(vectors: np.ndarray) -> Index:
+    rows, width = vectors.shape
+    header = Header("m", "fp32", "p", width, str(vectors.dtype), rows, "c", rows, rows, 0, 0)
+    return Index(Path("index.npy"), header, vectors)
+
+
+def manifest(model_id: str) -> Manifest:
+    return Manifest(
+        model_id=model_id,
+        base_model="test",
+        kept_layers=(0,),
+        total_layers=2,
+        dimension=HashEncoder.dimension,
+        limits=PixelLimits(),
+        prompt=PromptFormat(),
+    )
+
+
+def naive(vectors: np.ndarray, queries: np.ndarray, top: int) -> np.ndarray:
+    scores = queries @ vectors.T.astype(np.float32)
+    return np.argsort(-scores, axis=1, kind="stable")[:, :top]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(0, 70),
+    queries=st.integers(1, 4),
+    top=st.integers(1, 90),
+    chunk=st.integers(1, 40),
+    values=st.integers(1, 4),
+    seed=st.integers(0, 2**16),
+    half=st.booleans(),
+)
+def test_search_equals_a_naive_sort_ties_included(
+    rows: int, queries: int, top: int, chunk: int, values: int, seed: int, half: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    # Small whole numbers: sums are exact in any order, and ties are everywhere.
+    vectors = rng.integers(-values, values + 1, (rows, 5)).astype(
+        np.float16 if half else np.float32
+    )
+    asked = rng.integers(-values, values + 1, (queries, 5)).astype(np.float32)
+    before, index_module._CHUNK = index_module._CHUNK, chunk
+    try:
+        found = index_of(vectors).search(asked, top)
+    finally:
+        index_module._CHUNK = before
+    expected = naive(vectors, asked, top)
+    assert np.array_equal(found.rows, expected)
+    scores = np.take_along_axis(asked @ vectors.T.astype(np.float32), expected, 1)
+    assert np.array_equal(found.scores, scores)
+
+
+def test_search_over_several_real_chunks() -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((40_000, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[[5, 20_000, 39_999]] + np.float32(0.01)
+    found = index_of(vectors).search(queries, 10)
+    assert found.rows[:, 0].tolist() == [5, 20_000, 39_999]
+    assert np.array_equal(found.rows, naive(vectors, queries, 10))
+
+
+def test_rows_that_are_no_numbers_come_last() -> None:
+    vectors = np.asarray([[np.nan, 1], [1, 0], [-1, 0], [np.inf, 0], [np.inf, np.nan]], np.float32)
+    found = index_of(vectors).search(np.asarray([[1, 0]], np.float32), 5)
+    assert found.rows.tolist() == [[3, 1, 2, 0, 4]]
+    assert index_of(vectors).search(np.asarray([[1, 0]], np.float32), 3).rows.tolist() == [
+        [3, 1, 2]
+    ]
+
+
+def test_an_empty_index_finds_nothing() -> None:
+    found = index_of(np.empty((0, 4), np.float32)).search(np.ones((2, 4), np.float32), 3)
+    assert found.rows.shape == found.scores.shape == (2, 0)
+
+
+def test_fewer_dimensions() -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    queries = np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)
+    index = index_of(vectors)
+    expected = naive(shorten(vectors, 4), shorten(queries, 4), 6)
+    assert np.array_equal(index.search(queries, 6, dimension=4).rows, expected)
+    short = index_of(shorten(vectors, 4))
+    assert np.array_equal(short.search(queries, 6).rows, expected)
+
+
+def test_queries_that_cannot_be_answered() -> None:
+    index = index_of(np.ones((3, 4), np.float32))
+    with pytest.raises(UsageError, match="top is 0"):
+        index.search(np.ones((1, 4), np.float32), 0)
+    with pytest.raises(UsageError, match="5 dimensions"):
+        index.search(np.ones((1, 4), np.float32), 1, dimension=5)
+    with pytest.raises(PumaError, match="shape"):
+        index.search(np.ones((1, 3), np.float32), 1)
+    with pytest.raises(PumaError, match="not finite"):
+        index.search(np.full((1, 4), np.nan, np.float32), 1)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    embed(mixed(tmp_path / "corpus"), tmp_path / "index.npy")
+    return tmp_path / "index.npy"
+
+
+def _pickled(path: Path) -> None:
+    np.save(path, np.asarray([{"a": 1}], object), allow_pickle=True)
+
+
+def _text(path: Path) -> None:
+    path.write_text("hello")
+
+
+def _short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def _archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=np.ones(3))
+
+
+def _flat(path: Path) -> None:
+    np.save(path, np.ones(3, np.float32))
+
+
+def _fewer(path: Path) -> None:
+    np.save(path, np.load(path)[1:])
+
+
+def _doubles(path: Path) -> None:
+    np.save(path, np.load(path).astype(np.float64))
+
+
+def _newer(path: Path) -> None:
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("index.npy", Path.unlink, "there is no index"),
+        ("index.npy", _pickled, "no index"),
+        ("index.npy", _text, "no index"),
+        ("index.npy", _short, "no index"),
+        ("index.npy", _archive, "no index"),
+        ("index.npy", _flat, "1 axes"),
+        ("index.npy", _fewer, "do not belong together"),
+        ("index.npy", _doubles, "do not belong together"),
+        ("index.json", Path.unlink, "no index.json beside it"),
+        ("index.json", _text, "damaged"),
+        ("index.json", _newer, "format version 2"),
+        ("index.json", lambda path: path.write_text('{"format_version": 1}'), "damaged"),
+        ("index.json", lambda path: path.write_text("[]"), "damaged"),
+        ("index.parquet", Path.unlink, "no index.parquet beside it"),
+        ("index.parquet", _text, "damaged"),
+    ],
+)
+def test_damaged_indexes_are_refused(
+    made: Path, name: str, damage: Callable[[Path], object], words: str
+) -> None:
+    damage(made.with_name(name))
+    with pytest.raises(PumaError, match=words) as caught:
+        Index.open(made)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_names_are_refused(tmp_path: Path) -> None:
+    for name in ("gone.npy", "index.parquet", "."):
+        with pytest.raises(PumaError, match="there is no index"):
+            Index.open(tmp_path / name)
+
+
+def test_the_model_must_be_the_same(made: Path) -> None:
+    index = Index.open(made)
+    assert index.require_model(manifest("model-a"), Precision.FP32) is None
+    warning = index.require_model(manifest("model-a"), Precision.INT8)
+    assert warning is not None
+    assert "fp32" in warning
+    assert "int8" in warning
+    with pytest.raises(PumaError, match=r"model-a.*model-b"):
+        index.require_model(manifest("model-b"), Precision.FP32)
+
+
+def test_records_in_any_order(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("puma_edge.runtimes.writer._ROW_GROUP", 4)
+    embed(made.parent / "corpus", made)
+    index = Index.open(made)
+    everything = index.records(range(len(index)))
+    assert index.records([21, 0, 7, 7]) == [everything[n] for n in (21, 0, 7, 7)]
+    assert index.records([]) == []
+
+
+def test_queries_find_what_they_describe(tmp_path: Path) -> None:
+    lines: list[object] = [{"text": "words of a line", "id": "line-1", "price": 3}]
+    files = {"fox.txt": "a fox", "a/sea.png": encoded(picture(5)), "l.jsonl": lines}
+    files |= {"both.png": encoded(picture(6)), "both.txt": "with words"}
+    root, out = fill(tmp_path / "corpus", files), tmp_path / "index.npy"
+    embed(root, out)
+    index, spec, encoder = Index.open(out), small_spec(), HashEncoder()
+    queries = [
+        Query(" a fox "),
+        Query(image=root / "a/sea.png"),
+        Query("with words", root / "both.png"),
+        Query("words of a line"),
+    ]
+    vectors = embed_queries(queries, spec, encoder, {})
+    hits = search(index, vectors, 2)
+    assert [len(found) for found in hits] == [2] * 4
+    first = [(found[0].rank, found[0].id, found[0].modality) for found in hits]
+    assert first == [
+        (1, "fox.txt", Modality.TEXT),
+        (1, "a/sea.png", Modality.IMAGE),
+        (1, "both.png", Modality.IMAGE_TEXT),
+        (1, "line-1", Modality.TEXT),
+    ]
+    assert all(found[0].score == pytest.approx(1) for found in hits)
+    assert index.records([hits[3][0].row])[0].metadata == {"price": 3}
+
+
+def test_instructions_by_modality_and_by_hand(tmp_path: Path) -> None:
+    spec, encoder = small_spec(), HashEncoder()
+    path = tmp_path / "q.png"
+    path.write_bytes(encoded(picture(1)))
+    generic = {"text": "Find text.", "image": "Find image."}
+
+    def one(query: Query, instructions: dict[str, str]) -> np.ndarray:
+        return embed_queries([query], spec, encoder, instructions)[0]
+
+    plain = one(Query("a"), {})
+    assert not np.allclose(one(Query("a"), generic), plain)
+    assert np.allclose(one(Query("a", instruction=""), generic), plain)
+    assert np.allclose(one(Query("a", instruction="Find text."), {}), one(Query("a"), generic))
+    image = one(Query(image=path, instruction="Find image."), {})
+    assert np.allclose(one(Query(image=path), generic), image)
+
+
+def test_queries_that_cannot_be_asked(tmp_path: Path) -> None:
+    spec, encoder = small_spec(), HashEncoder()
+    with pytest.raises(UsageError, match="nothing to search for"):
+        embed_queries([Query("  ")], spec, encoder, {})
+    with pytest.raises(PumaError, match=r"gone\.png"):
+        embed_queries([Query(image=tmp_path / "gone.png")], spec, encoder, {})
+
+
+def test_the_header_is_json_for_others(made: Path) -> None:
+    header = json.loads(made.with_name("index.json").read_text())
+    assert header["model_id"] == "model-a"
+    assert header["provider"] == "test:numpy"
+    assert header["rows"] == len(np.load(made))
+    assert header["corpus"].endswith("corpus")

@@ -1,0 +1,329 @@
+"""Positions against transformers' own, and the layout of padded batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from puma_edge.errors import InputError
+from puma_edge.images import Patches, PixelLimits, UInt8, patchify
+from puma_edge.inputs import (
+    Batch,
+    Encoded,
+    InputSpec,
+    Item,
+    Positions,
+    collate,
+    patch_positions,
+    rope_positions,
+)
+from puma_edge.prompts import Modality, PromptFormat, PromptTokenizer
+
+if TYPE_CHECKING:
+    from transformers import Qwen2VLModel
+
+Sizes = list[tuple[int, int]]
+# Patches come in multiples of two; up to 24 rows, with very long ones among them.
+SIZE = st.tuples(st.integers(1, 12), st.integers(1, 12)).map(
+    lambda size: (2 * size[0], 2 * size[1])
+)
+SIZES = st.lists(SIZE | st.sampled_from([(2, 2), (2, 200), (200, 2)]), max_size=4)
+
+
+@pytest.fixture(scope="module")
+def spec(tokenizer: Tokenizer) -> InputSpec:
+    prompts = PromptTokenizer(tokenizer, PromptFormat())
+    return InputSpec(prompts, PixelLimits(), Positions.MROPE)
+
+
+@pytest.fixture(scope="module")
+def model(spec: InputSpec) -> Qwen2VLModel:
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": 600,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 3, 3],
+            },
+        },
+        vision_config={"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 32},
+        image_token_id=spec.tokenizer.image_pad_id,
+    )
+    return Qwen2VLModel(config).eval()
+
+
+def model_positions(
+    model: Qwen2VLModel,
+    ids: NDArray[np.int64],
+    mask: NDArray[np.int64],
+    is_image: NDArray[np.bool_],
+    sizes: Sizes,
+) -> NDArray[np.int64]:
+    """[3, B, S] from transformers."""
+    import torch
+
+    grid = torch.tensor([[1, *size] for size in sizes]) if sizes else None
+    positions, _ = model.get_rope_index(
+        torch.from_numpy(ids),
+        mm_token_type_ids=torch.from_numpy(is_image).int(),
+        image_grid_thw=grid,
+        attention_mask=torch.from_numpy(mask),
+    )
+    return positions.numpy()
+
+
+def noise(rows: int, columns: int, seed: int = 0) -> Patches:
+    rng = np.random.default_rng(seed)
+    return Patches(rng.integers(0, 256, (rows * columns, 588), dtype=np.uint8), rows, columns)
+
+
+def item(spec: InputSpec, sizes: Sizes, text: str | None = "a fox", seed: int = 0) -> Encoded:
+    cut = tuple(noise(*size, seed=seed + number) for number, size in enumerate(sizes))
+    return spec.encode_patches("Find it." if seed % 2 else None, text, cut)
+
+
+# --- positions ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(sizes=SIZES, gaps=st.lists(st.integers(1, 9), min_size=5, max_size=5), head=st.booleans())
+@example(sizes=[], gaps=[7, 1, 1, 1, 1], head=True)
+@example(sizes=[(4, 6)], gaps=[1, 1, 1, 1, 1], head=False)
+def test_rope_positions_equal_transformers(
+    sizes: Sizes, gaps: list[int], head: bool, model: Qwen2VLModel
+) -> None:
+    # Text of any length around the images; with `head` False the first image opens the sequence.
+    marks: list[int] = [0] * gaps[0] if head or not sizes else []
+    for (rows, columns), gap in zip(sizes, gaps[1:], strict=False):
+        marks += [1] * (rows * columns // 4) + [0] * gap
+    is_image = np.asarray(marks, bool)
+    ids = np.where(is_image, model.config.image_token_id, 5)[None]
+    expected = model_positions(model, ids, np.ones_like(ids), is_image[None], sizes)[:, 0]
+    got = rope_positions(is_image, sizes, 2)
+    assert got.dtype == np.int64
+    np.testing.assert_array_equal(got, expected)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(items=st.lists(SIZES, min_size=1, max_size=4))
+@example(items=[[], []])
+@example(items=[[(2, 2), (6, 4)], [], [(24, 2)]])
+def test_batch_positions_equal_transformers(
+    items: list[Sizes], model: Qwen2VLModel, spec: InputSpec
+) -> None:
+    made = [item(spec, sizes, seed=number) for number, sizes in enumerate(items)]
+    batch = spec.collate(made)
+    is_image = batch.input_ids == spec.tokenizer.image_pad_id
+    every = [size for sizes in items for size in sizes]
+    expected = model_positions(model, batch.input_ids, batch.attention_mask, is_image, every)
+    np.testing.assert_array_equal(batch.position_ids, expected)
+
+
+def test_rope_positions_by_hand() -> None:
+    # t t [2 x 3 tokens] t: the image shares time 2, the text after it goes on from 2 + 3.
+    is_image = np.asarray([0, 0, 1, 1, 1, 1, 1, 1, 0], bool)
+    assert rope_positions(is_image, [(4, 6)], 2).tolist() == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 5],
+        [0, 1, 2, 2, 2, 3, 3, 3, 5],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5],
+    ]
+
+
+def test_plain_positions_count_on_through_images(spec: InputSpec) -> None:
+    plain = InputSpec(spec.tokenizer, spec.limits, Positions.PLAIN)
+    for sizes in ([], [(4, 6)], [(2, 2), (8, 4)]):
+        encoded = item(plain, sizes)
+        expected = np.arange(encoded.length)
+        assert encoded.positions.dtype == np.int64
+        np.testing.assert_array_equal(encoded.positions, [expected] * 3)
+        np.testing.assert_array_equal(encoded.input_ids, item(spec, sizes).input_ids)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(sizes=SIZES.filter(bool))
+def test_patch_positions_equal_the_models_own(sizes: Sizes) -> None:
+    import torch
+    from transformers.vision_utils import get_vision_position_ids
+
+    grid = torch.tensor([[1, *size] for size in sizes])
+    got = np.concatenate([patch_positions(*size, 2) for size in sizes])
+    assert got.dtype == np.int64
+    np.testing.assert_array_equal(got, get_vision_position_ids(grid, 2).numpy())
+
+
+def test_patch_positions_name_the_place_a_patch_was_cut_from() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+    patches = patchify(rgb, PixelLimits())
+    places = patch_positions(patches.rows, patches.columns, 2)
+    for patch, (row, column) in zip(patches.pixels, places, strict=True):
+        cut = rgb[14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
+        np.testing.assert_array_equal(patch, cut.transpose(2, 0, 1).ravel())
+
+
+# --- items --------------------------------------------------------------------------------------
+
+
+def picture(height: int, width: int) -> UInt8:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_encode_cuts_the_images_and_finds_their_tokens(spec: InputSpec) -> None:
+    images = (picture(100, 300), picture(31, 17))
+    encoded = spec.encode(Item("a fox", images, "Find it."))
+    assert [(image.rows, image.columns) for image in encoded.images] == [
+        spec.limits.grid(100, 300),
+        spec.limits.grid(31, 17),
+    ]
+    is_image = encoded.input_ids == spec.tokenizer.image_pad_id
+    np.testing.assert_array_equal(encoded.image_places, np.flatnonzero(is_image))
+    assert is_image.sum() == sum(len(image.pixels) for image in encoded.images) // 4
+    assert encoded.length == len(encoded.input_ids) == encoded.positions.shape[1]
+    cut = tuple(patchify(image, spec.limits) for image in images)
+    again = spec.encode_patches("Find it.", "a fox", cut)
+    np.testing.assert_array_equal(again.input_ids, encoded.input_ids)
+
+
+def test_image_pads_in_a_text_are_no_images(spec: InputSpec) -> None:
+    encoded = spec.encode(Item("<|image_pad|>" * 9, (), "<|image_pad|>"))
+    assert encoded.image_places.size == 0
+    np.testing.assert_array_equal(encoded.positions[1], np.arange(encoded.length))
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_an_empty_item_is_refused(text: str | None, spec: InputSpec) -> None:
+    with pytest.raises(InputError, match="needs text or an image, and has neither"):
+        spec.encode(Item(text, instruction="Find it."))
+
+
+def test_modality_of_an_item() -> None:
+    image = picture(28, 28)
+    assert Item("a").modality is Modality.TEXT
+    assert Item("", (image,)).modality is Modality.IMAGE
+    assert Item("a", (image,)).modality is Modality.IMAGE_TEXT
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def gathered(batch: Batch) -> NDArray[np.int64]:
+    """Put at each place what a text graph would: [B, S, 2], image and token; (-1, -1) for text."""
+    count, most = batch.patches.shape[:2]
+    table = np.stack(np.divmod(np.arange(count * (most // 4)), max(1, most // 4)), axis=1)
+    return np.concatenate([table, [[-1, -1]]])[batch.image_index]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(items=st.lists(SIZES, min_size=1, max_size=4))
+@example(items=[[(4, 6), (2, 2)], [], [(2, 2)], [(8, 8)]])
+def test_every_image_token_gets_its_own_row(items: list[Sizes], spec: InputSpec) -> None:
+    batch = spec.collate([item(spec, sizes, seed=n) for n, sizes in enumerate(items)])
+    expected = np.full((*batch.input_ids.shape, 2), -1)
+    number = 0
+    for row, sizes in enumerate(items):
+        places = iter(np.flatnonzero(batch.input_ids[row] == spec.tokenizer.image_pad_id))
+        for rows, columns in sizes:
+            for token in range(rows * columns // 4):
+                expected[row, next(places)] = (number, token)
+            number += 1
+        assert next(places, None) is None
+    np.testing.assert_array_equal(gathered(batch), expected)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(items=st.lists(SIZES, min_size=1, max_size=4), texts=st.integers(1, 60))
+def test_a_batch_of_one_equals_its_row_of_a_mixed_batch(
+    items: list[Sizes], texts: int, spec: InputSpec
+) -> None:
+    made = [
+        item(spec, sizes, "fox " * (texts if number % 2 else 1), seed=number)
+        for number, sizes in enumerate(items)
+    ]
+    mixed = spec.collate(made)
+    assert len(mixed) == len(made)
+    first = 0
+    for row, entry in enumerate(made):
+        alone = spec.collate([entry])
+        length, images = entry.length, len(entry.images)
+        assert alone.input_ids.shape == (1, length)
+        np.testing.assert_array_equal(mixed.input_ids[row, :length], alone.input_ids[0])
+        np.testing.assert_array_equal(mixed.position_ids[:, row, :length], alone.position_ids[:, 0])
+        assert alone.attention_mask.all()
+        assert mixed.attention_mask[row].tolist() == [1] * length + [0] * (
+            len(mixed.input_ids[row]) - length
+        )
+        assert (mixed.input_ids[row, length:] == spec.tokenizer.pad_id).all()
+        assert (gathered(mixed)[row, length:] == -1).all()
+        tokens = gathered(mixed)[row, :length]
+        np.testing.assert_array_equal(
+            np.where(tokens[:, :1] >= 0, tokens - [first, 0], tokens), gathered(alone)[0]
+        )
+        mine = slice(first, first + images)
+        most = alone.patches.shape[1]
+        np.testing.assert_array_equal(mixed.patches[mine, :most], alone.patches)
+        np.testing.assert_array_equal(mixed.patch_positions[mine, :most], alone.patch_positions)
+        np.testing.assert_array_equal(mixed.n_patches[mine], alone.n_patches)
+        assert mixed.image_sizes[mine] == alone.image_sizes
+        first += images
+    assert first == len(mixed.patches)
+
+
+def test_shapes_types_and_padding(spec: InputSpec) -> None:
+    made = [item(spec, [(4, 6), (2, 2)]), item(spec, []), item(spec, [(2, 8)], None, seed=2)]
+    batch = spec.collate(made)
+    longest = max(entry.length for entry in made)
+    assert batch.input_ids.shape == batch.attention_mask.shape == (3, longest)
+    assert batch.position_ids.shape == (3, 3, longest)
+    assert batch.image_index.shape == (3, longest)
+    assert batch.patches.shape == (3, 24, 588)
+    assert batch.patches.dtype == np.uint8
+    assert batch.patch_positions.shape == (3, 24, 2)
+    assert batch.n_patches.tolist() == [24, 4, 16]
+    assert batch.image_sizes == ((4, 6), (2, 2), (2, 8))
+    for name in ("input_ids", "attention_mask", "position_ids", "image_index", "n_patches"):
+        assert getattr(batch, name).dtype == np.int64
+    assert batch.patch_positions.dtype == np.int64
+    images = [image for entry in made for image in entry.images]
+    for number, image in enumerate(images):
+        count = len(image.pixels)
+        np.testing.assert_array_equal(batch.patches[number, :count], image.pixels)
+        expected = patch_positions(image.rows, image.columns, 2)
+        np.testing.assert_array_equal(batch.patch_positions[number, :count], expected)
+        assert not batch.patches[number, count:].any()
+        assert not batch.patch_positions[number, count:].any()
+    # One past the 3 * 24 / 4 rows stands for "no image here".
+    assert batch.image_index.max() == 18
+    assert (batch.image_index[1] == 18).all()
+    joined = np.concatenate([image.pixels for image in images])
+    np.testing.assert_array_equal(batch.real_patches(), joined)
+
+
+def test_a_batch_of_text_has_no_images(spec: InputSpec) -> None:
+    batch = spec.collate([item(spec, []), item(spec, [], "a quick brown fox")])
+    assert batch.patches.shape == (0, 0, 588)
+    assert batch.patch_positions.shape == (0, 0, 2)
+    assert batch.n_patches.shape == (0,)
+    assert batch.image_sizes == ()
+    assert not batch.image_index.any()
+    assert batch.real_patches().shape == (0, 588)
+
+
+def test_other_patch_sizes(spec: InputSpec) -> None:
+    limits = PixelLimits(1024, 65536, patch_size=16, merge_size=2)
+    made = InputSpec(spec.tokenizer, limits, Positions.MROPE).encode(Item(None, (picture(64, 96),)))
+    batch = collate([made], 0, limits)
+    assert batch.patches.shape == (1, 24, 768)
+    assert len(made.image_places) == 6

@@ -12,6 +12,7 @@ from puma_edge.calibration.onnx_files import (
     add_lazy_weight,
     add_node,
     add_weight,
+    shape_of,
     weight_of,
 )
 
@@ -25,7 +26,6 @@ class Group:
     Attributes:
         input: what they read, [..., channels].
         products: their MatMul nodes, each with a constant weight [channels, out].
-
     """
 
     input: ir.Value
@@ -122,7 +122,7 @@ def _divide_norm(group: Group, factors: Float32) -> bool:
         assert values is not None
         # Where a reshape joins tokens, the factors repeat as the norm's weight does.
         divided = (values / factors[: len(values)]).astype(np.float32)
-        _replace(norm, place, add_weight(_graph(norm), _smooth_name(norm, place), divided))
+        norm.replace_input_with(place, add_weight(_graph(norm), _smooth_name(norm, place), divided))
     return True
 
 
@@ -137,7 +137,7 @@ def _divide_factor(group: Group, factors: Float32) -> bool:
             continue
         weight = linear.inputs[1]
         if weight is not None and weight.const_value is not None:
-            _replace(linear, 1, _divided(linear, weight, factors))
+            linear.replace_input_with(1, _divided(linear, weight, factors))
             return True
     return False
 
@@ -148,9 +148,7 @@ def _divided(linear: ir.Node, weight: ir.Value, factors: Float32) -> ir.Value:
         assert values is not None
         return np.asarray(values / factors, np.float32)
 
-    assert weight.const_value is not None
-    shape = tuple(int(size) for size in weight.const_value.shape.numpy())
-    name = _smooth_name(linear, 1)
+    name, shape = _smooth_name(linear, 1), shape_of(weight)
     return add_lazy_weight(_graph(linear), name, ir.DataType.FLOAT, shape, make)
 
 
@@ -166,14 +164,6 @@ def _divide_input(group: Group, factors: Float32) -> Group:
 
 def _is_only_read_by(group: Group) -> bool:
     return {use.node for use in group.input.uses()} == set(group.products)
-
-
-def _replace(node: ir.Node, place: int, new: ir.Value) -> None:
-    old = node.inputs[place]
-    assert old is not None
-    node.replace_input_with(place, new)
-    if not old.uses():
-        del _graph(node).initializers[str(old.name)]
 
 
 def _smooth_name(node: ir.Node, place: int) -> str:

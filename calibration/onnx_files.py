@@ -1,4 +1,4 @@
-"""ONNX files: read with the weights left on disk, changed in place, written one weight at a time."""
+"""ONNX files: read with the weights left on disk, and written one weight at a time."""
 
 from __future__ import annotations
 
@@ -51,6 +51,19 @@ def add_lazy_weight(
         graph,
         ir.LazyTensor(lambda: ir.tensor(make()), dtype=dtype, shape=ir.Shape(shape), name=name),
     )
+
+
+def shape_of(weight: ir.Value) -> tuple[int, ...]:
+    """The sizes of an initializer, its values left where they are."""
+    assert weight.const_value is not None
+    return tuple(weight.const_value.shape.numpy())
+
+
+def remove_unused_weights(graph: ir.Graph) -> None:
+    """Drop the initializers that no node reads any more."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
 
 
 def _register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:

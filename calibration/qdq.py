@@ -9,7 +9,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from puma_edge.calibration.linears import Group, weight_name
-from puma_edge.calibration.onnx_files import add_lazy_weight, add_node, add_weight, weight_of
+from puma_edge.calibration.onnx_files import (
+    add_lazy_weight,
+    add_node,
+    add_weight,
+    shape_of,
+    weight_of,
+)
 
 Float32 = NDArray[np.float32]
 
@@ -42,8 +48,6 @@ class Rewriter:
     def __init__(self, graph: ir.Graph) -> None:
         """Work on `graph`."""
         self._graph = graph
-        self._last_axis = add_weight(graph, "int8.last_axis", np.asarray([-1], np.int64))
-        self._smallest = add_weight(graph, "int8.smallest", np.asarray(SMALLEST, np.float32))
 
     def group(self, group: Group, scale: Activation | None, factors: Float32 | None) -> None:
         """Quantise the linear layers of a group.
@@ -53,18 +57,23 @@ class Rewriter:
             scale: the scale of their input, None for one scale per token.
             factors: [channels], what the input has been divided by already; the weights are
                 multiplied by it.
-
         """
         first, value, largest = group.products[0], group.input, None
         name = f"{group.name}.int8"
         if scale is None:
-            size = add_node(first, "Abs", [value], f"{name}.abs")
-            largest = add_node(first, "ReduceMax", [size, self._last_axis], f"{name}.max")
-            largest = add_node(first, "Max", [largest, self._smallest], f"{name}.largest")
+            largest = self._largest(first, value, name)
             value = add_node(first, "Div", [value, largest], f"{name}.row")
         restored = self._round(first, value, scale or ROWS, name)
         for product in group.products:
             self._product(product, restored, largest, factors)
+
+    def _largest(self, before: ir.Node, value: ir.Value, name: str) -> ir.Value:
+        """The largest absolute value of each row: [..., 1]."""
+        axes = add_weight(self._graph, f"{name}.axes", np.asarray([-1], np.int64))
+        smallest = add_weight(self._graph, f"{name}.smallest", np.asarray(SMALLEST, np.float32))
+        size = add_node(before, "Abs", [value], f"{name}.abs")
+        largest = add_node(before, "ReduceMax", [size, axes], f"{name}.max")
+        return add_node(before, "Max", [largest, smallest], f"{name}.largest")
 
     def _round(self, before: ir.Node, value: ir.Value, scale: Activation, name: str) -> ir.Value:
         step = add_weight(self._graph, f"{name}.scale", np.asarray(scale.scale, np.float32))
@@ -88,8 +97,6 @@ class Rewriter:
             result = add_node(product, "Mul", [result, largest], f"{output.name}.rows")
         output.replace_all_uses_with(result)
         self._graph.remove(product, safe=True)
-        if not weight.uses():
-            del self._graph.initializers[name]
 
     def _weight(
         self, before: ir.Node, weight: ir.Value, factors: Float32 | None, name: str
@@ -102,7 +109,7 @@ class Rewriter:
             return values if factors is None else values * factors[:, None]
 
         scales = np.maximum(np.abs(smoothed()).max(axis=0) / 127, SMALLEST).astype(np.float32)
-        rows, columns = (int(size) for size in weight.const_value.shape)  # type: ignore[union-attr]
+        rows, columns = shape_of(weight)
         stored = add_lazy_weight(
             self._graph, name, ir.DataType.INT8, (rows, columns), lambda: _int8(smoothed(), scales)
         )
@@ -138,9 +145,8 @@ class Rewriter:
         result = add_node(gather, "Mul", [rows, step], f"{name}.dq")
         output.replace_all_uses_with(result)
         self._graph.remove(gather, safe=True)
-        if not table.uses():
-            del self._graph.initializers[str(table.name)]
 
 
 def _int8(values: Float32, scales: Float32) -> NDArray[np.int8]:
-    return np.clip(np.rint(values / scales), -127, 127).astype(np.int8)
+    rounded: NDArray[np.int8] = np.clip(np.rint(values / scales), -127, 127).astype(np.int8)
+    return rounded

@@ -20,7 +20,7 @@ from puma_edge.calibration.linears import (
     norm_width,
     weight_name,
 )
-from puma_edge.calibration.onnx_files import load_model, save_model
+from puma_edge.calibration.onnx_files import load_model, remove_unused_weights, save_model
 from puma_edge.calibration.qdq import Activation, Rewriter
 from puma_edge.calibration.ranges import ChannelRange, observe
 from puma_edge.calibration.readers import Feeds, text_readings, vision_readings
@@ -52,7 +52,6 @@ class QuantSettings:
         row_scales: which inputs get one scale per token, taken as the graph runs.
         keep_float: names of weights that stay in float, "layers.3.down.weight" or, for the vision
             graph, "blocks.3.fc2.weight".
-
     """
 
     smooth: float = 0.5
@@ -81,7 +80,6 @@ def quantize_bundle_graphs(
     Raises:
         PumaError: no items or no images in the batches, or activations that are not finite.
         MissingExtraError: ONNX Runtime is not installed.
-
     """
     settings = settings or QuantSettings()
     images = sum(len(batch.n_patches) for batch in batches)
@@ -114,6 +112,7 @@ def _quantize(
     for plan in plans:
         rewriter.group(plan.group, plan.scale, plan.factors)
     rewriter.tables()
+    remove_unused_weights(model.graph)
     save_model(model, out / f"{part}.int8.onnx")
     return {
         "linear_layers": sum(len(plan.group.products) for plan in plans),
@@ -167,7 +166,6 @@ def smoothing(
         weights: the largest absolute weight each channel meets.
         alpha: how much of the spread goes to the weights.
         width: where a reshape joined tokens of this many channels, they share their factors.
-
     """
     channels = len(activations)
     if width is not None:

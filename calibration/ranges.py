@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from puma_edge.calibration.linears import Group
-from puma_edge.calibration.onnx_files import add_node, add_weight, load_model
+from puma_edge.calibration.onnx_files import add_node, add_weight, load_model, shape_of
 from puma_edge.calibration.readers import Feeds
 from puma_edge.errors import PumaError, require
 
@@ -58,7 +58,6 @@ def observe(
 
     Raises:
         PumaError: there are no readings, or an activation is not finite.
-
     """
     watching = path.with_name(f"watch.{path.name}")
     try:
@@ -93,8 +92,7 @@ def _watched(path: Path, names: Sequence[str]) -> ir.Model:
         product = next(use.node for use in value.uses() if use.node.op_type == "MatMul")
         weight = product.inputs[1]
         assert weight is not None
-        assert weight.const_value is not None
-        channels = int(weight.const_value.shape.numpy()[0])
+        channels = shape_of(weight)[0]
         shape = add_weight(graph, f"watch.{name}.shape", np.asarray([-1, channels], np.int64))
         flat = add_node(end, "Reshape", [value, shape], f"watch.{name}")
         for operator in ("ReduceMin", "ReduceMax"):

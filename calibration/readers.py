@@ -38,7 +38,6 @@ def text_readings(
         batches: padded batches.
         image_tokens: the tokens [n, width] of every image, in the order of `vision_readings`.
         width: length of a token.
-
     """
     done = 0
     for batch in batches:

@@ -69,4 +69,3 @@ def _data(config: ExportConfig, run: Path | None) -> Dataset | None:
         f"nothing to calibrate and judge {config.model} on; give --data (M-BEIR's format) or "
         "--calibration (a folder of images and texts)"
     )
-

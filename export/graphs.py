@@ -7,13 +7,13 @@ that depends on data, weights shared with the model they are made from.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import Qwen2VLModel
 
-from puma_edge.calibration.onnx_files import save_model
 from puma_edge.errors import PumaError
 from puma_edge.export.layers import (
     MASKED,
@@ -25,6 +25,7 @@ from puma_edge.export.layers import (
     layer_norm,
     linear,
 )
+from puma_edge.export.writer import write_graph
 
 
 class VisionGraph(nn.Module):
@@ -37,7 +38,7 @@ class VisionGraph(nn.Module):
     def __init__(self, model: Qwen2VLModel) -> None:
         """Wrap a model's tower, sharing its weights where they are float32 on the CPU."""
         super().__init__()
-        visual, config = model.visual, model.config.vision_config
+        visual, config = model.visual, vision_config(model)
         self.patch = PatchLinear(visual.patch_embed.proj.weight)
         self.inverse_frequencies = nn.Buffer(floats(visual.rotary_pos_emb.inv_freq))
         self.blocks = nn.ModuleList(VisionBlock(b, config.num_heads) for b in visual.blocks)
@@ -57,7 +58,6 @@ class VisionGraph(nn.Module):
 
         Returns:
             float32 [images * P / 4, d]; rows of padding hold nothing of use.
-
         """
         hidden = self.patch(patches)
         angles = patch_positions.to(torch.float32).unsqueeze(-1) * self.inverse_frequencies
@@ -67,9 +67,10 @@ class VisionGraph(nn.Module):
         mask = torch.where(real, 0.0, MASKED)[:, None, None, :]
         for block in self.blocks:
             hidden = block(hidden, cos, sin, mask)
-        tokens = self.norm(hidden).reshape(-1, self.merged * hidden.shape[2])
+        # Three axes to the end: engines turn two-axis products into Gemm, which stays float.
+        tokens = self.norm(hidden).reshape(hidden.shape[0], -1, self.merged * hidden.shape[2])
         result: Tensor = self.down(self.act(self.up(tokens)))
-        return result
+        return result.flatten(0, 1)
 
 
 class TextGraph(nn.Module):
@@ -78,7 +79,7 @@ class TextGraph(nn.Module):
     def __init__(self, model: Qwen2VLModel) -> None:
         """Wrap a model's decoder, sharing its weights where they are float32 on the CPU."""
         super().__init__()
-        text, config = model.language_model, model.config.text_config
+        text, config = model.language_model, text_config(model)
         self.tokens = nn.Parameter(floats(text.embed_tokens.weight), requires_grad=False)
         self.layers = nn.ModuleList(
             TextLayer(layer, config.num_attention_heads, config.num_key_value_heads)
@@ -108,7 +109,6 @@ class TextGraph(nn.Module):
 
         Returns:
             float32 [batch, d]: the final norm's output at the last token, L2-normalised.
-
         """
         hidden = self._embed(input_ids, image_tokens, image_index)
         cos, sin = self._angles(position_ids)
@@ -123,7 +123,9 @@ class TextGraph(nn.Module):
         rows = last + torch.arange(input_ids.shape[0]) * length
         mask = torch.where(places <= last.unsqueeze(1), 0.0, MASKED)[:, None, None, :]
         pooled = self.norm(self.layers[-1](hidden, cos, sin, mask, rows)).squeeze(1)
-        return pooled / torch.sqrt(pooled.pow(2).sum(-1, keepdim=True)).clamp(min=1e-12)
+        size = torch.sqrt(pooled.pow(2).sum(-1, keepdim=True))
+        result: Tensor = pooled / size.clamp(min=1e-12)
+        return result
 
     def _embed(self, input_ids: Tensor, image_tokens: Tensor, image_index: Tensor) -> Tensor:
         rows, width = image_tokens.shape
@@ -135,13 +137,23 @@ class TextGraph(nn.Module):
     def _angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cos and sin [b, 1, s, head / 2]; each section of the frequencies has its own axis."""
         angles = position_ids.to(torch.float32).unsqueeze(-1) * self.inverse_frequencies
-        parts = angles.split(self.sections, dim=-1)
+        parts = torch.split(angles, self.sections, dim=-1)
         angle = torch.cat([part[i % 3] for i, part in enumerate(parts)], dim=-1).unsqueeze(1)
         return angle.cos() * self.attention_scaling, angle.sin() * self.attention_scaling
 
 
+def text_config(model: Qwen2VLModel) -> Any:
+    """The decoder's configuration, which transformers types as one of several things."""
+    return model.config.text_config
+
+
+def vision_config(model: Qwen2VLModel) -> Any:
+    """The vision tower's configuration."""
+    return model.config.vision_config
+
+
 def _rope_parameters(model: Qwen2VLModel) -> dict[str, list[int]]:
-    config = model.config.text_config
+    config = text_config(model)
     # Called rope_scaling before transformers 5.
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     return found or {}
@@ -152,13 +164,12 @@ def check_model(model: object) -> None:
 
     Raises:
         PumaError: the model is no `Qwen2VLModel`, or one with settings the graphs do not cover.
-
     """
     if not isinstance(model, Qwen2VLModel):
         raise PumaError(
             f"cannot export a {type(model).__name__}: only transformers' Qwen2VLModel is supported"
         )
-    text, rope = model.config.text_config, _rope_parameters(model)
+    text, rope = text_config(model), _rope_parameters(model)
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise PumaError(f"cannot export layers of kind {sorted(kinds)}: only full_attention is")
@@ -174,12 +185,11 @@ def export_graphs(model: Qwen2VLModel, folder: Path) -> None:
 
     Raises:
         PumaError: see `check_model`.
-
     """
     check_model(model)
     folder.mkdir(parents=True, exist_ok=True)
     images, quads = Dim("images"), Dim("quads")
-    merged = model.config.vision_config.spatial_merge_size**2
+    merged = vision_config(model).spatial_merge_size ** 2
     vision = VisionGraph(model)
     per_patch = {0: images, 1: merged * quads}
     write_graph(
@@ -202,7 +212,7 @@ def export_graphs(model: Qwen2VLModel, folder: Path) -> None:
             "input_ids": tokens,
             "attention_mask": torch.ones_like(tokens),
             "position_ids": tokens.expand(3, 2, 5).contiguous(),
-            "image_tokens": torch.zeros(3, model.config.text_config.hidden_size),
+            "image_tokens": torch.zeros(3, text_config(model).hidden_size),
             "image_index": tokens + 3,
         },
         {
@@ -215,23 +225,3 @@ def export_graphs(model: Qwen2VLModel, folder: Path) -> None:
         "sentence_embedding",
         folder / "text.fp32.onnx",
     )
-
-
-def write_graph(
-    graph: nn.Module,
-    inputs: dict[str, Tensor],
-    dynamic: dict[str, dict[int, Dim]],
-    output: str,
-    path: Path,
-) -> None:
-    program = torch.onnx.export(
-        graph.eval(),
-        kwargs=inputs,
-        input_names=list(inputs),
-        output_names=[output],
-        dynamic_shapes=dynamic,
-        opset_version=18,
-        dynamo=True,
-        verbose=False,
-    )
-    save_model(program.model, path)

@@ -14,7 +14,7 @@ PIXEL_ZERO, PIXEL_STEP = 128, 1 / 64
 
 
 class Linear(nn.Module):
-    """x @ W + b with W stored [in, out], a view of the model's own weight: no copy, no transpose."""
+    """x @ W + b with W [in, out], a view of the model's own weight: no copy, no transpose."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -111,12 +111,12 @@ class VisionBlock(nn.Module):
         self.act = block.get_submodule("mlp.act")
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        images, patches, width = hidden.shape
-        qkv = self.qkv(self.norm1(hidden)).reshape(images, patches, 3, self.heads, -1)
+        qkv = self.qkv(self.norm1(hidden)).unflatten(2, (3, self.heads, -1))
         query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
         mixed = _attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, mask)
         hidden = hidden + self.proj(mixed)
-        return hidden + self.fc2(self.act(self.fc1(self.norm2(hidden))))
+        result: Tensor = hidden + self.fc2(self.act(self.fc1(self.norm2(hidden))))
+        return result
 
 
 def linear(module: nn.Module, name: str) -> Linear:

@@ -102,7 +102,7 @@ class Manifest:
             version = values["format_version"]
         except (ValueError, TypeError, KeyError) as error:
             raise PumaError(
-                f"{source} is no bundle manifest ({error}); write the bundle again: puma-edge export"
+                f"{source} is no bundle manifest ({error}); export it again: puma-edge export"
             ) from None
         if version != FORMAT_VERSION:
             raise PumaError(

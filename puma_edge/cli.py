@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -35,12 +35,12 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 BundleFolder = Annotated[Path, typer.Option(help="The exported bundle.")]
-Threads = Annotated[Optional[int], typer.Option(help="CPU threads; all by default.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all by default.")]
 Settings = Annotated[
-    Optional[Path], typer.Option("--config", help="Settings; ./puma-edge.toml if it is there.")
+    Path | None, typer.Option("--config", help="Settings; ./puma-edge.toml if it is there.")
 ]
-Keep = Annotated[Optional[int], typer.Option("--keep-layers", help="Decoder layers that stay.")]
-Seed = Annotated[Optional[int], typer.Option(help="Seed of all that is drawn.")]
+Keep = Annotated[int | None, typer.Option("--keep-layers", help="Decoder layers that stay.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all that is drawn.")]
 RuntimeOption = Annotated[Runtime, typer.Option(help="Engine.")]
 PrecisionOption = Annotated[PrecisionChoice, typer.Option(help="Arithmetic; auto: INT8 if there.")]
 
@@ -66,12 +66,12 @@ def sample(
 
 @app.command()
 def train(
-    model: Annotated[Optional[str], typer.Option(help="Folder or hub id of a Qwen2-VL.")] = None,
-    data: Annotated[Optional[str], typer.Option(help="Folder in M-BEIR's format.")] = None,
-    out: Annotated[Optional[str], typer.Option(help="Run folder; runs/<date> by default.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder in M-BEIR's format.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run folder; runs/<date> by default.")] = None,
     keep_layers: Keep = None,
     with_last: Annotated[
-        Optional[bool], typer.Option("--with-last/--first", help="First k-1 layers and the last.")
+        bool | None, typer.Option("--with-last/--first", help="First k-1 layers and the last.")
     ] = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -108,9 +108,7 @@ def train(
 
 @app.command()
 def merge(
-    run: Annotated[
-        Optional[Path], typer.Argument(help="A finished run; newest by default.")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(help="A finished run; newest by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the merged model.")] = Path("merged"),
     json_: Json = False,
 ) -> None:
@@ -128,20 +126,20 @@ def merge(
 @app.command()
 def export(
     model: Annotated[
-        Optional[str],
+        str | None,
         typer.Argument(help="Merged model, run or shape:qwen2-vl-2b; newest run by default."),
     ] = None,
-    model_option: Annotated[Optional[str], typer.Option("--model", help="The same, named.")] = None,
-    out: Annotated[Optional[str], typer.Option(help="The bundle's folder.")] = None,
-    data: Annotated[Optional[str], typer.Option(help="Held-out queries, M-BEIR's format.")] = None,
+    model_option: Annotated[str | None, typer.Option("--model", help="The same, named.")] = None,
+    out: Annotated[str | None, typer.Option(help="The bundle's folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="Held-out queries, M-BEIR's format.")] = None,
     keep_layers: Keep = None,
-    fp16: Annotated[Optional[bool], typer.Option("--fp16", help="FP16 graphs too.")] = None,
-    int8: Annotated[Optional[bool], typer.Option("--int8", help="INT8 graphs too.")] = None,
-    trt: Annotated[Optional[bool], typer.Option("--trt", help="TensorRT engines too.")] = None,
+    fp16: Annotated[bool | None, typer.Option("--fp16", help="FP16 graphs too.")] = None,
+    int8: Annotated[bool | None, typer.Option("--int8", help="INT8 graphs too.")] = None,
+    trt: Annotated[bool | None, typer.Option("--trt", help="TensorRT engines too.")] = None,
     calibration: Annotated[
-        Optional[str], typer.Option(help="Folder of images and texts for INT8 ranges.")
+        str | None, typer.Option(help="Folder of images and texts for INT8 ranges.")
     ] = None,
-    gate: Annotated[Optional[Gate], typer.Option(help="What a failed parity check does.")] = None,
+    gate: Annotated[Gate | None, typer.Option(help="What a failed parity check does.")] = None,
     seed: Seed = None,
     config: Settings = None,
     json_: Json = False,
@@ -196,7 +194,7 @@ def embed(
     bundle: BundleFolder = Path("bundle"),
     runtime: RuntimeOption = Runtime.AUTO,
     precision: PrecisionOption = PrecisionChoice.AUTO,
-    dim: Annotated[Optional[int], typer.Option(help="Keep this many dimensions.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Keep this many dimensions.")] = None,
     dtype: Annotated[Storage, typer.Option(help="How the index stores numbers.")] = Storage.FLOAT32,
     threads: Threads = None,
     json_: Json = False,
@@ -239,14 +237,12 @@ def embed(
 @app.command()
 def search(
     index: Annotated[Path, typer.Argument(help="An index written by embed.")],
-    text: Annotated[Optional[list[str]], typer.Argument(help="What to look for.")] = None,
-    image: Annotated[Optional[Path], typer.Option(help="A picture to look for, or beside.")] = None,
+    text: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to look for, or beside.")] = None,
     bundle: BundleFolder = Path("bundle"),
     top: Annotated[int, typer.Option(help="Hits of each query.")] = 10,
-    instruction: Annotated[
-        Optional[str], typer.Option(help="What kind of answer is wanted.")
-    ] = None,
-    sheet: Annotated[Optional[Path], typer.Option(help="Draw the hits as a PNG.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What kind of answer is wanted.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the hits as a PNG.")] = None,
     runtime: RuntimeOption = Runtime.AUTO,
     precision: PrecisionOption = PrecisionChoice.AUTO,
     threads: Threads = None,
@@ -270,7 +266,8 @@ def search(
     _warn_gate(opened)
     if warning := entries.require_model(opened.manifest, engine.precision):
         report.say(f"warning: {warning}")
-    queries = [Query(one, image, instruction) for one in text or [None]]
+    words: list[str | None] = [*text] if text else [None]
+    queries = [Query(one, image, instruction) for one in words]
     vectors = embed_queries(queries, opened.spec, engine.encoder, opened.manifest.instructions)
     hits = find(entries, vectors[:, : entries.header.dimension], top)
     report.show_hits(queries, hits, json_)
@@ -285,9 +282,7 @@ def search(
 @app.command()
 def bench(
     bundle: BundleFolder = Path("bundle"),
-    model: Annotated[
-        Optional[str], typer.Option(help="PyTorch baseline; the export's own.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="PyTorch baseline; the export's own.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each backend.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time of a case in a turn.")] = 1.0,
     threads: Threads = None,

@@ -154,7 +154,8 @@ def _build(cls: type[T], values: dict[str, Any], where: str, default: Any) -> T:
     known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
         raise UsageError(
-            f"unknown setting {unknown[0]!r} in {where}; expected one of: {', '.join(sorted(known))}"
+            f"unknown setting {unknown[0]!r} in {where}; expected one of: "
+            f"{', '.join(sorted(known))}"
         )
     built = {
         name: _convert(hints[name], value, f"{where} {name}", getattr(default, name))

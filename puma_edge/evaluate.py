@@ -1,4 +1,4 @@
-"""Recall of an encoder on a data set, task by task; torch-free, so that a bundle is judged alike."""
+"""Recall of an encoder on a data set, task by task; torch-free, so a bundle is judged alike."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def evaluate(
         pool = data.pools[task]
         place = {did: number for number, did in enumerate(pool)}
         scores = queries[asked] @ documents[[row_of[did] for did in pool]].T
-        relevant = [[place[did] for did in examples[row].positives if did in place] for row in asked]
+        answers = [examples[row].positives for row in asked]
+        relevant = [[place[did] for did in dids if did in place] for dids in answers]
         result[task] = float(recall_at_k(scores, relevant, k).mean())
     return result
 

@@ -83,8 +83,10 @@ def mac_loss(
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order, gradients flowing back to each; the rows themselves
-    where training is not distributed."""
+    """The rows of all ranks, in rank order, gradients flowing back to each.
+
+    Where training is not distributed these are the rows themselves.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return rows
     if not rows.is_floating_point():

@@ -44,8 +44,8 @@ class Card:
     kept_layers: tuple[int, ...]
     total_layers: int
     positions: Positions = Positions.MROPE
-    limits: PixelLimits = PixelLimits()
-    prompt: PromptFormat = PromptFormat()
+    limits: PixelLimits = field(default_factory=PixelLimits)
+    prompt: PromptFormat = field(default_factory=PromptFormat)
     instructions: dict[str, str] = field(default_factory=lambda: dict(GENERIC_INSTRUCTIONS))
 
     @classmethod
@@ -100,7 +100,7 @@ def add_special_tokens(tokenizer: Tokenizer, vocabulary: int) -> Tokenizer:
             f"the tokenizer lacks {', '.join(missing)}; expected that of a Qwen2-VL model"
         )
     tokenizer.add_special_tokens([AddedToken(SPECIAL_TOKENS[-1], special=True, normalized=False)])
-    if tokenizer.token_to_id(SPECIAL_TOKENS[-1]) >= vocabulary:
+    if (tokenizer.token_to_id(SPECIAL_TOKENS[-1]) or 0) >= vocabulary:
         raise PumaError(
             f"the token embedding has {vocabulary} rows and none to spare for {SPECIAL_TOKENS[-1]}"
         )
@@ -118,7 +118,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
     if folder.exists() and not (folder / "config.json").is_file():
         raise PumaError(f"{name} is no model folder (it has no config.json)")
     try:
-        config = Qwen2VLConfig.from_pretrained(name)
+        config: Any = Qwen2VLConfig.from_pretrained(name)
         if config.model_type != "qwen2_vl" or "qwen2_vl" not in _model_type(name, config):
             raise PumaError(f"{name} is a {_model_type(name, config)}; expected a Qwen2-VL model")
         model = Qwen2VLModel.from_pretrained(name, dtype=dtype)
@@ -135,7 +135,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
     return Checkpoint(model, tokenizer, card)
 
 
-def _model_type(name: str, config: Qwen2VLConfig) -> str:
+def _model_type(name: str, config: Any) -> str:
     path = Path(name) / "config.json"
     if path.is_file():
         return str(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
@@ -183,7 +183,7 @@ def prune(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
     for place, layer in enumerate(kept):
         layer.self_attn.layer_idx = place
     language.layers = nn.ModuleList(kept)
-    config = checkpoint.model.config.text_config
+    config: Any = checkpoint.model.config.text_config
     config.layer_types = [config.layer_types[index] for index in layers]
     config.num_hidden_layers = len(layers)
     language.config.num_hidden_layers = len(layers)
@@ -194,7 +194,7 @@ def prune(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
     )
 
 
-def image_tokens(model: nn.Module, batch: Batch) -> Tensor:
+def image_tokens(model: Any, batch: Batch) -> Tensor:
     """The vision tower's output [image tokens, hidden] for a batch's images, in order."""
     device = next(model.parameters()).device
     pixels = normalize(batch.real_patches())
@@ -204,7 +204,7 @@ def image_tokens(model: nn.Module, batch: Batch) -> Tensor:
     return tokens
 
 
-def ret_states(model: nn.Module, batch: Batch, vision: Tensor | None = None) -> Tensor:
+def ret_states(model: Any, batch: Batch, vision: Tensor | None = None) -> Tensor:
     """The hidden state at `[RET]`, after the final norm and before L2 normalisation.
 
     Args:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from puma_edge.bundle import Manifest
@@ -55,10 +57,10 @@ def build_shape(
         raise UsageError(f"unknown shape {name!r}; expected one of: {known}")
     kept = choose_layers(shape.layers, keep_layers or shape.layers)
     tokenizer = Tokenizer.from_file(str(base_folder() / "tokenizer.json"))
-    config = _config(shape, len(kept), tokenizer.token_to_id(IMAGE_PAD))
+    config = _config(shape, len(kept), image_token_id=tokenizer.token_to_id(IMAGE_PAD))
     with torch.device("meta"):
         model = Qwen2VLModel(config)
-    model = model.to(dtype).to_empty(device="cpu")
+    nn.Module.to(model, dtype).to_empty(device="cpu")
     _fill(model, seed)
     model.eval().requires_grad_(False)
     card = Card(base_model=name, kept_layers=kept, total_layers=shape.layers)
@@ -72,7 +74,7 @@ def open_baseline(name: str, manifest: Manifest, dtype: torch.dtype) -> Checkpoi
     return load(name, dtype)
 
 
-def _config(shape: Shape, layers: int, image_token: int) -> Qwen2VLConfig:
+def _config(shape: Shape, layers: int, **tokens: Any) -> Qwen2VLConfig:
     return Qwen2VLConfig(
         text_config={
             "vocab_size": shape.vocabulary,
@@ -94,7 +96,7 @@ def _config(shape: Shape, layers: int, image_token: int) -> Qwen2VLConfig:
             "hidden_size": shape.hidden,
             "num_heads": 16,
         },
-        image_token_id=image_token,
+        **tokens,
     )
 
 

@@ -174,6 +174,7 @@ class StageTrainer(Trainer):
         if self.optimizer is None:
             first_lr = self._stage.first_layer_lr or self._stage.lr
             groups: dict[float, list[nn.Parameter]] = {}
+            assert self.model is not None
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     lr = first_lr if ".layers.0." in name else self._stage.lr
@@ -189,16 +190,17 @@ class StageTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, PairBatch],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
         """The stage's loss of one batch; both sides go through the model."""
-        batch = inputs["batch"]
+        batch: PairBatch = inputs["batch"]
         queries, candidates = ret_states(model, batch.queries), ret_states(model, batch.candidates)
         device = queries.device
         if self._distil:
-            assert batch.teacher_queries is not None and batch.teacher_candidates is not None
+            assert batch.teacher_queries is not None
+            assert batch.teacher_candidates is not None
             return distillation_loss(
                 queries.float(),
                 candidates.float(),
@@ -209,7 +211,7 @@ class StageTrainer(Trainer):
         return mac_loss(queries.float(), candidates.float(), batch.modalities.to(device), tau)
 
 
-class StageProgress(TrainerCallback):  # type: ignore[misc]
+class StageProgress(TrainerCallback):
     """The progress bar of one stage."""
 
     def __init__(self, title: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 from torch.nn import functional
 
 from puma_edge.inputs import Batch, Float32
@@ -18,7 +19,7 @@ class TorchEncoder:
         dimension: length of an embedding.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         """Take a `Qwen2VLModel`, where and in which dtype it lies."""
         weight = next(model.parameters())
         self._model = model

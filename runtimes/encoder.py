@@ -18,7 +18,6 @@ class Encoder(Protocol):
     Attributes:
         provider: the engine and the device it runs on, as printed and recorded.
         dimension: length of an embedding.
-
     """
 
     @property

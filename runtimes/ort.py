@@ -22,7 +22,6 @@ class OrtEncoder:
     Attributes:
         provider: "ort:" and the first execution provider.
         dimension: length of an embedding.
-
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class OrtEncoder:
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
             PumaError: the installed build lacks a provider, or cannot load a graph.
-
         """
         self.provider = f"ort:{providers[0].removesuffix('ExecutionProvider').lower()}"
         self._vision = open_session(vision, providers, threads)
@@ -91,7 +89,6 @@ def open_session(path: Path, providers: Sequence[str], threads: int | None) -> A
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
         PumaError: the installed build lacks a provider, or cannot load the graph.
-
     """
     ort = require("onnxruntime", "cpu")
     available = ort.get_available_providers()

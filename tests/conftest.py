@@ -63,3 +63,29 @@ def photograph() -> Path:
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few dozen emoji in M-BEIR's format."""
+    from puma_edge.data import load_dataset
+    from puma_edge.sample import emoji_folder
+    from tests.small import write_small
+
+    return write_small(load_dataset(emoji_folder()), tmp_path_factory.mktemp("data") / "small")
+
+
+@pytest.fixture(scope="session")
+def sample_bundle(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
+    """The sample base cut to two layers, exported in fp32, fp16 and int8 by the command itself."""
+    from tests.commands import puma
+
+    folder = tmp_path_factory.mktemp("exported")
+    base = Path(__file__).parents[1] / "puma_edge" / "sample" / "base"
+    done = puma(
+        *("export", str(base), "--keep-layers", "2", "--data", str(small_data)),
+        *("--fp16", "--int8", "--gate", "report"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "bundle"

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLModel
@@ -24,6 +31,8 @@ def tiny_model(
     depth: int = 2,
     vision: int = 64,
     vision_heads: int = 4,
+    vocabulary: int = VOCABULARY,
+    image_token_id: int = IMAGE_PAD,
 ) -> Qwen2VLModel:
     """A Qwen2-VL with random weights, biases and norms, so that no term of the forward is zero."""
     head = hidden // heads
@@ -31,7 +40,7 @@ def tiny_model(
     row = (head // 2 - time) // 2
     config = Qwen2VLConfig(
         text_config={
-            "vocab_size": VOCABULARY,
+            "vocab_size": vocabulary,
             "hidden_size": hidden,
             "intermediate_size": intermediate,
             "num_hidden_layers": layers,
@@ -49,7 +58,7 @@ def tiny_model(
             "num_heads": vision_heads,
             "hidden_size": hidden,
         },
-        image_token_id=IMAGE_PAD,
+        image_token_id=image_token_id,
     )
     torch.manual_seed(seed)
     model = Qwen2VLModel(config).eval()
@@ -107,3 +116,36 @@ def reference(model: Qwen2VLModel, entry: Encoded) -> np.ndarray:
             **visual,
         ).last_hidden_state[0, -1]
     return torch.nn.functional.normalize(states, dim=-1).numpy()
+
+
+def make_loud(model: Qwen2VLModel) -> None:
+    """Add what quantisers fail on: loud channels in norms and MLPs, and one loud token."""
+    with torch.no_grad():
+        for layer in model.language_model.layers:
+            layer.post_attention_layernorm.weight[3] *= 20
+            layer.mlp.gate_proj.weight[:, 3] /= 10
+            layer.mlp.up_proj.weight[:, 3] /= 10
+            layer.mlp.up_proj.weight[5] *= 20
+            layer.mlp.down_proj.weight[:, 5] /= 15
+        model.language_model.embed_tokens.weight[5, 1] = 100.0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A small model with loud channels, and its fp32 graphs."""
+
+    model: Qwen2VLModel
+    folder: Path
+
+
+@cache
+def exported() -> Exported:
+    """Export once for all test files: it takes most of their time. Do not write in the folder."""
+    from puma_edge.export.graphs import export_graphs
+
+    folder = Path(tempfile.mkdtemp(prefix="puma-edge-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model = tiny_model(7, hidden=128, intermediate=256, vision=128, vision_heads=8, heads=8)
+    make_loud(model)
+    export_graphs(model, folder)
+    return Exported(model, folder)

@@ -1,0 +1,248 @@
+"""The commands as a person types them, on real files; and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.commands import puma
+
+TINY = """
+[train]
+data = "DATA"
+keep_layers = 2
+[train.stage1]
+batch = 16
+max_steps = 2
+lora_r = 4
+lora_alpha = 8
+[train.stage2]
+batch = 16
+max_steps = 2
+lora_r = 4
+lora_alpha = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, sample_bundle: Path, photograph: Path) -> Path:
+    """A folder with a bundle, a corpus of real files, and an index of it."""
+    folder = tmp_path_factory.mktemp("work")
+    shutil.copytree(sample_bundle, folder / "bundle")
+    assert puma("sample", "corpus", cwd=folder).returncode == 0
+    with Image.open(photograph) as picture:
+        picture.resize((1733, 411)).save(folder / "corpus" / "wide screenshot.png")
+        picture.convert("CMYK").save(folder / "corpus" / "scan.tif")
+        picture.convert("L").rotate(90, expand=True).save(folder / "corpus" / "DSC_0001.JPG")
+    done = puma("embed", "corpus", "--out", "index.npy", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_document_has_a_row(work: Path) -> None:
+    corpus = work / "corpus"
+    captions = {path.with_suffix("") for path in corpus.glob("captioned/*.txt")}
+    files = [path for path in corpus.rglob("*") if path.is_file()]
+    documents = len(files) - len(captions)
+    vectors = np.load(work / "index.npy")
+    assert vectors.shape[0] == documents
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_search_by_words_by_picture_and_by_both(work: Path) -> None:
+    picture = next((work / "corpus" / "pictures").iterdir())
+    done = puma("search", "index.npy", "a fox", "red heart", "--top", "3", "--json", cwd=work)
+    answers = json.loads(done.stdout)
+    assert [one["query"]["text"] for one in answers] == ["a fox", "red heart"]
+    assert all(len(one["hits"]) == 3 for one in answers)
+    image = ("--image", str(picture), "--json")
+    alone = json.loads(puma("search", "index.npy", *image, cwd=work).stdout)
+    both = json.loads(puma("search", "index.npy", "in blue", *image, cwd=work).stdout)
+    assert alone[0]["hits"] != both[0]["hits"]
+    assert len(alone[0]["hits"]) == 10
+
+
+def test_search_prints_a_table_and_draws_a_sheet(work: Path) -> None:
+    done = puma("search", "index.npy", "a fox", "--sheet", "hits.png", cwd=work)
+    assert done.returncode == 0
+    assert "score" in done.stdout
+    with Image.open(work / "hits.png") as sheet:
+        assert sheet.width > 600
+        assert len(sheet.convert("RGB").getcolors(2**24) or []) > 1000
+
+
+def test_other_precisions_warn_and_other_models_are_refused(work: Path, tmp_path: Path) -> None:
+    done = puma("search", "index.npy", "a fox", "--precision", "fp32", cwd=work)
+    assert done.returncode == 0
+    assert "was made in int8" in done.stderr
+    other = tmp_path / "other"
+    shutil.copytree(work / "bundle", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "model_id": "another"}))
+    done = puma("search", "index.npy", "a fox", "--bundle", str(other), cwd=work)
+    assert done.returncode == 1
+    assert "was made with model" in done.stderr
+
+
+def test_info_check_eval_and_doctor(work: Path, small_data: Path) -> None:
+    about = json.loads(puma("info", "bundle", "--json", cwd=work).stdout)
+    assert (about["kind"], about["layers"]) == ("bundle", "2 of 8")
+    index = json.loads(puma("info", "index.npy", "--json", cwd=work).stdout)
+    assert index["model_id"] == about["model"]
+    checked = json.loads(puma("check", "bundle", "--json", cwd=work).stdout)
+    assert [row["precision"] for row in checked] == ["fp32", "fp16", "int8"]
+    assert checked[0]["passed"]
+    assert checked[0]["max_difference"] < 1e-4
+    done = puma("eval", "bundle", "--data", str(small_data), "--json", cwd=work)
+    recall = json.loads(done.stdout)["bundle"]
+    assert set(recall["task"]) == {"0", "1", "2", "3", "4", "6", "7", "8"}
+    assert "onnxruntime" in json.loads(puma("doctor", "--json", cwd=work).stdout)
+
+
+def test_bench_compares_four_backends(work: Path) -> None:
+    done = puma("bench", "--rounds", "1", "--seconds", "0.02", cwd=work)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((work / "bench.json").read_text())
+    assert list(report["peak_bytes"]) == ["torch-fp32", "torch-bf16", "ort-fp32", "ort-int8"]
+    fp32 = [row for row in report["rows"] if row["backend"] == "ort-fp32"]
+    assert len(fp32) == 4
+    assert all(row["cosine"] > 0.9999 and row["runs"] >= 3 for row in fp32)
+    assert all(row["p99_ms"] >= row["median_ms"] > 0 for row in report["rows"])
+    assert (work / "bench.png").stat().st_size > 10_000
+
+
+def test_train_merge_and_export_the_newest_run(tmp_path: Path, small_data: Path) -> None:
+    (tmp_path / "puma-edge.toml").write_text(TINY.replace("DATA", str(small_data)))
+    done = puma("train", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert set(report["recall"]) == {"teacher", "cut, untrained", "student"}
+    run = tmp_path / report["run"]
+    assert {path.name for path in run.iterdir()} >= {"stage1", "merged1", "stage2", "metrics.json"}
+    assert puma("merge", "--out", "merged", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    done = puma("export", "--trt", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "TensorRT" in done.stderr
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["kept_layers"] == [0, 1]
+    assert manifest["gate"] == "passed"
+    assert manifest["parity"]["fp32"]["max_difference"] < 1e-4
+
+
+def test_broken_files_are_quarantined_with_exit_code_3(work: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "fox.txt").write_text("a fox")
+    (corpus / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (corpus / "latin.txt").write_bytes("Füchse".encode("latin-1"))
+    (corpus / "rows.jsonl").write_text('{"text": "a dog"}\nno json\n')
+    bundle = str(work / "bundle")
+    done = puma("embed", "corpus", "--bundle", bundle, "--json", cwd=tmp_path)
+    assert done.returncode == 3
+    counts = json.loads(done.stdout)
+    assert (counts["seen"], counts["embedded"], counts["quarantined"]) == (5, 2, 3)
+    lines = (tmp_path / "index.quarantine.jsonl").read_text().splitlines()
+    reasons = {row["path"]: row["reason"] for row in map(json.loads, lines)}
+    assert set(reasons) == {"broken.jpg", "latin.txt", "rows.jsonl#2"}
+    assert all(reasons.values())
+
+
+def change_a_byte(folder: Path) -> None:
+    """Flip a bit of the INT8 text graph."""
+    path = folder / "bundle" / "text.int8.onnx"
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+
+
+def other_version(folder: Path) -> None:
+    """Say that the bundle is of a later format."""
+    path = folder / "bundle" / "manifest.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+
+
+BAD = [
+    (("train", "--data", "nowhere"), None, 1, "no data folder at nowhere"),
+    (("train", "--data", "empty"), None, 1, "holds no M-BEIR data"),
+    (("train", "--model", "no/model", "--data", "empty"), None, 1, "M-BEIR"),
+    (("train", "--model", "no/model", "--data", "SMALL"), None, 1, "no model at 'no/model'"),
+    (("train", "--keep-layers", "9", "--data", "SMALL"), None, 2, "give 1 to 8"),
+    (("train", "--keep-layers", "-1", "--data", "SMALL"), None, 2, "give 1 to 8"),
+    (("train", "--out", "file/run", "--data", "SMALL"), None, 1, "cannot write to"),
+    (("export",), None, 1, "no finished run"),
+    (("export", "shape:none"), None, 2, "unknown shape"),
+    (("export", "empty", "--data", "SMALL"), None, 1, "no config.json"),
+    (("embed", "nowhere"), None, 1, "nowhere"),
+    (("embed", "empty"), None, 1, "holds no image and no text"),
+    (("embed", "texts", "--bundle", "empty"), None, 1, "is no bundle"),
+    (("embed", "texts"), change_a_byte, 1, "not the file that was exported"),
+    (("embed", "texts"), other_version, 1, "format version 2"),
+    (("embed", "texts", "--out", "index.txt"), None, 2, "does not end in .npy"),
+    (("embed", "texts", "--out", "file/index.npy"), None, 1, "file"),
+    (("embed", "texts", "--dim", "100000"), None, 2, "dimensions asked for"),
+    (("embed", "texts", "--threads", "0"), None, 2, "give 1 or more"),
+    (("search", "nowhere.npy", "a fox"), None, 1, "there is no index at"),
+    (("search", "index.npy"), None, 2, "nothing to search for"),
+    (("search", "index.npy", "--image", "nowhere.jpg"), None, 1, "nowhere.jpg"),
+    (("bench", "--bundle", "empty"), None, 1, "is no bundle"),
+    (("info", "empty"), None, 1, "is no bundle, no index"),
+    (("sample", "texts"), None, 2, "is not empty"),
+    (("eval", "bundle", "--data", "SMALL", "--split", "dev"), None, 2, "--split dev"),
+]
+
+
+@pytest.mark.parametrize(("line", "harm", "code", "says"), BAD)
+def test_bad_input_is_one_line(
+    line: tuple[str, ...],
+    harm: Callable[[Path], None] | None,
+    code: int,
+    says: str,
+    work: Path,
+    tmp_path: Path,
+    small_data: Path,
+) -> None:
+    """No traceback, the right exit code, and what was there is still there."""
+    shutil.copytree(work / "bundle", tmp_path / "bundle")
+    for path in work.glob("index.*"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("a file, not a folder")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "fox.txt").write_text("a fox")
+    if harm is not None:
+        harm(tmp_path)
+    before = snapshot(tmp_path)
+    arguments = [str(small_data) if word == "SMALL" else word for word in line]
+    done = puma(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+    errors = [text for text in done.stderr.splitlines() if text.startswith("puma-edge: ")]
+    assert len(errors) == 1
+    assert says in errors[0]
+    after = snapshot(tmp_path)
+    assert {name: after.get(name) for name in before} == before
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file's bytes."""
+    return {
+        os.path.relpath(path, folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_help_has_examples() -> None:
+    for command in ("sample", "train", "export", "embed", "search", "bench", "eval", "check"):
+        done = puma(command, "--help", cwd=Path.cwd(), COLUMNS="200")
+        assert done.returncode == 0
+        assert f"puma-edge {command}" in done.stdout
+        assert "Example" in done.stdout

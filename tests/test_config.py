@@ -1,0 +1,68 @@
+"""Settings from a file and from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from puma_edge.config import ExportConfig, Gate, TrainConfig, read_config
+from puma_edge.errors import UsageError
+
+
+def write(folder: Path, text: str) -> Path:
+    """A settings file."""
+    path = folder / "puma-edge.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_are_the_papers() -> None:
+    config = TrainConfig()
+    assert (config.stage1.batch, config.stage1.lr, config.stage1.first_layer_lr) == (
+        288,
+        2e-4,
+        1e-4,
+    )
+    assert (config.stage2.batch, config.stage2.lr, config.stage2.lora_dropout) == (600, 3e-4, 0.1)
+    for stage in (config.stage1, config.stage2):
+        assert (stage.lora_r, stage.lora_alpha, stage.epochs) == (128, 256, 2.0)
+
+
+def test_the_file_then_the_command_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "[train]\nkeep_layers = 3\nseed = 5\n[train.stage1]\nlr = 1\n")
+    config = read_config("train", TrainConfig, path, seed=7, model=None)
+    assert (config.keep_layers, config.seed, config.model) == (3, 7, "sample")
+    # Keys that are not given keep the stage's own defaults, not the dataclass's.
+    assert (config.stage1.lr, config.stage1.first_layer_lr, config.stage1.batch) == (1.0, 1e-4, 288)
+
+
+def test_the_file_in_the_current_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, '[export]\ngate = "report"\n')
+    monkeypatch.chdir(tmp_path)
+    assert read_config("export", ExportConfig).gate is Gate.REPORT
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[train]\nkeep_layer = 3\n", "unknown setting 'keep_layer' in \\[train\\]"),
+        ("[train.stage1]\nrate = 3\n", "unknown setting 'rate' in \\[train\\] stage1"),
+        ("[train]\nkeep_layers = 'four'\n", "keep_layers: 'four' given, expected int"),
+        ("[train]\nseed = true\n", "seed: True given, expected int"),
+        ("[export]\ngate = 'no'\n", "expected one of: fail, report"),
+        ("[train\n", "cannot be read as settings"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:
+    path = write(tmp_path, text)
+    table, cls = ("train", TrainConfig) if "train" in text else ("export", ExportConfig)
+    with pytest.raises(UsageError, match=says):
+        read_config(table, cls, path)
+
+
+def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_config("train", TrainConfig, tmp_path / "none.toml")

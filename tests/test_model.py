@@ -1,0 +1,146 @@
+"""Pruning, the state at [RET], checkpoints on disk, merging."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from puma_edge.config import StageConfig
+from puma_edge.errors import PumaError, UsageError
+from puma_edge.inputs import Batch, InputSpec, Item
+from puma_edge.merge import merge
+from puma_edge.model import Card, Checkpoint, choose_layers, load, prune, ret_states, save
+from puma_edge.prompts import IMAGE_PAD
+from puma_edge.stages import add_lora
+from tests.models import tiny_model
+
+LAYERS = 4
+
+
+@pytest.fixture
+def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
+    """A tiny random model whose vocabulary is the test tokenizer's."""
+    pad = tokenizer.token_to_id(IMAGE_PAD)
+    model = tiny_model(layers=LAYERS, vocabulary=tokenizer.get_vocab_size() + 3, image_token_id=pad)
+    return Checkpoint(model, tokenizer, Card("tiny", tuple(range(LAYERS)), LAYERS))
+
+
+def mixed_batch(spec: InputSpec) -> Batch:
+    """Text, an image, both, two images; sizes differ."""
+    draw = np.random.default_rng(0)
+    pictures = [draw.integers(0, 256, shape, np.uint8) for shape in ((60, 90, 3), (120, 56, 3))]
+    items = [
+        Item("a fox", instruction="Find it."),
+        Item(None, (pictures[0],)),
+        Item("two pictures of words", tuple(pictures)),
+    ]
+    return spec.collate([spec.encode(item) for item in items])
+
+
+def stock_states(model: torch.nn.Module, batch: Batch, layer: int | None = None) -> torch.Tensor:
+    """Run transformers' own forward; the final norm over hidden_states[layer] if a layer is given."""
+    from puma_edge.images import normalize
+
+    ids = torch.from_numpy(batch.input_ids)
+    found = model(
+        input_ids=ids,
+        attention_mask=torch.from_numpy(batch.attention_mask),
+        position_ids=torch.from_numpy(batch.position_ids),
+        pixel_values=torch.from_numpy(normalize(batch.real_patches())),
+        image_grid_thw=torch.tensor([(1, *size) for size in batch.image_sizes]),
+        mm_token_type_ids=(ids == model.config.image_token_id).long(),
+        output_hidden_states=True,
+    )
+    states = found.last_hidden_state
+    if layer is not None:
+        states = model.language_model.norm(found.hidden_states[layer])
+    return states[torch.arange(len(batch)), torch.from_numpy(batch.attention_mask).sum(1) - 1]
+
+
+def test_the_state_at_ret_is_transformers_own(checkpoint: Checkpoint) -> None:
+    batch = mixed_batch(checkpoint.spec)
+    with torch.no_grad():
+        found, expected = ret_states(checkpoint.model, batch), stock_states(checkpoint.model, batch)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_a_cut_model_is_the_norm_over_an_inner_state(checkpoint: Checkpoint, keep: int) -> None:
+    batch = mixed_batch(checkpoint.spec)
+    with torch.no_grad():
+        expected = stock_states(checkpoint.model, batch, layer=keep)
+        cut = prune(checkpoint, choose_layers(LAYERS, keep))
+        found = ret_states(cut.model, batch)
+    assert torch.equal(found, expected)
+    assert cut.card.kept_layers == tuple(range(keep))
+    assert cut.model.config.text_config.num_hidden_layers == keep
+
+
+def test_choosing_layers() -> None:
+    assert choose_layers(8, 3) == (0, 1, 2)
+    assert choose_layers(8, 3, with_last=True) == (0, 1, 7)
+    for keep in (0, -1, 9):
+        with pytest.raises(UsageError, match=r"--keep-layers .* give 1 to 8"):
+            choose_layers(8, keep)
+
+
+def test_a_saved_checkpoint_opens_the_same(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    cut = prune(checkpoint, (0, 3))
+    batch = mixed_batch(cut.spec)
+    save(cut, tmp_path)
+    opened = load(str(tmp_path))
+    assert opened.card == cut.card
+    assert (
+        opened.spec.collate([opened.spec.encode(Item("a fox"))]).input_ids
+        == cut.spec.collate([cut.spec.encode(Item("a fox"))]).input_ids
+    ).all()
+    with torch.no_grad():
+        assert torch.equal(ret_states(opened.model, batch), ret_states(cut.model, batch))
+
+
+def test_plain_transformers_opens_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    save(checkpoint, tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "Qwen2VLModel"
+    assert AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids("[RET]") > 0
+
+
+def test_lora_sits_on_every_linear_of_the_decoder_and_nowhere_else(checkpoint: Checkpoint) -> None:
+    peft = add_lora(checkpoint, StageConfig(batch=2, lora_r=4, lora_alpha=8), seed=0)
+    trained = {name for name, p in peft.named_parameters() if p.requires_grad}
+    assert len(trained) == LAYERS * 7 * 2
+    assert all("language_model.layers" in name and "lora_" in name for name in trained)
+
+
+def test_merging_gives_what_the_adapters_gave_rounded_to_bf16(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    batch = mixed_batch(checkpoint.spec)
+    peft = add_lora(checkpoint, StageConfig(batch=2, lora_r=4, lora_alpha=8), seed=0)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+        peft.eval()
+        expected = ret_states(peft, batch)
+        merged = merge(peft, checkpoint, tmp_path / "merged")
+        found = ret_states(merged.model, batch)
+        opened = ret_states(load(str(tmp_path / "merged")).model, batch)
+    assert torch.equal(found, opened)
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
+
+
+@pytest.mark.parametrize("name", ["nowhere/at-all", ""])
+def test_a_model_that_is_not_there_is_one_clear_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PumaError) as caught:
+        load(name or str(tmp_path))
+    assert "\n" not in str(caught.value)

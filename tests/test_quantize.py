@@ -1,0 +1,192 @@
+"""INT8: what is rounded and what is not, how close it stays, and that batches do not matter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from transformers import Qwen2VLModel
+
+from puma_edge.calibration.qdq import Activation
+from puma_edge.calibration.quantize import (
+    QuantSettings,
+    RowScales,
+    quantize_bundle_graphs,
+    smoothing,
+)
+from puma_edge.calibration.readers import text_readings, vision_readings
+from puma_edge.errors import PumaError
+from puma_edge.inputs import Batch, Encoded, Float32, collate
+from puma_edge.runtimes.ort import OrtEncoder, text_feeds, vision_feeds
+from tests.models import LIMITS, PAD, exported, item, reference
+
+SIZES: tuple[tuple[tuple[int, int], ...], ...] = ((), ((4, 6),), ((2, 2), (8, 4)), ((6, 6),))
+
+
+def some(count: int, seed: int) -> list[Encoded]:
+    rng = np.random.default_rng(seed)
+    return [item(int(rng.integers(3, 30)), SIZES[n % 4], seed=seed + n) for n in range(count)]
+
+
+def batches(items: list[Encoded]) -> list[Batch]:
+    return [collate(items[start : start + 6], PAD, LIMITS) for start in range(0, len(items), 6)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen2VLModel:
+    return exported().model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quantize")
+    for part in ("vision", "text"):
+        shutil.copy(exported().folder / f"{part}.fp32.onnx", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    return quantize_bundle_graphs(folder, batches(some(24, 1000)), folder)
+
+
+def encoder(folder: Path, precision: str = "int8") -> OrtEncoder:
+    names = (folder / f"{part}.{precision}.onnx" for part in ("vision", "text"))
+    return OrtEncoder(*names, threads=1)
+
+
+def cosines(model: Qwen2VLModel, folder: Path) -> Float32:
+    items = some(16, 5000)
+    expected = np.stack([reference(model, each) for each in items])
+    found = encoder(folder).encode(collate(items, PAD, LIMITS))
+    cosine: Float32 = (found * expected).sum(1)
+    return cosine
+
+
+def test_close_to_pytorch_in_spite_of_outliers(
+    model: Qwen2VLModel, folder: Path, report: dict[str, Any]
+) -> None:
+    found = cosines(model, folder)
+    assert found.min() > 0.995
+    assert found.mean() > 0.998
+
+
+def test_smoothing_and_row_scales_each_help(
+    model: Qwen2VLModel, folder: Path, report: dict[str, Any], tmp_path: Path
+) -> None:
+    calibration = batches(some(24, 1000))
+    best = cosines(model, folder).mean()
+    quantize_bundle_graphs(folder, calibration, tmp_path, QuantSettings(smooth=0))
+    assert cosines(model, tmp_path).mean() < best
+    settings = QuantSettings(smooth=0, row_scales=RowScales.NONE)
+    quantize_bundle_graphs(folder, calibration, tmp_path, settings)
+    assert cosines(model, tmp_path).mean() < best
+
+
+def test_an_embedding_does_not_depend_on_its_batch(folder: Path, report: dict[str, Any]) -> None:
+    engine = encoder(folder)
+    items = some(8, 9000)
+    mixed = engine.encode(collate(items, PAD, LIMITS))
+    alone = np.concatenate([engine.encode(collate([each], PAD, LIMITS)) for each in items])
+    assert (mixed * alone).sum(1).min() > 0.9999
+
+
+def test_linear_layers_and_tokens_are_int8_and_nothing_else(
+    folder: Path, report: dict[str, Any]
+) -> None:
+    graph = onnx.load(folder / "text.int8.onnx").graph
+    types = {weight.name: weight.data_type for weight in graph.initializer}
+    large = [w for w in graph.initializer if len(w.dims) == 2 and min(w.dims) > 1]
+    assert {w.data_type for w in large} == {onnx.TensorProto.INT8}
+    assert types["tokens.int8"] == onnx.TensorProto.INT8
+    assert types["layers.0.norm1.weight.smooth"] == onnx.TensorProto.FLOAT
+    produced = {name: node.op_type for node in graph.node for name in node.output}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    linear = [n for n in products if produced.get(n.input[1]) == "DequantizeLinear"]
+    assert len(linear) == report["text"]["linear_layers"] == 3 * 7
+    assert len(products) - len(linear) == 3 * 2  # attention's two, in float
+    assert {node.domain for node in graph.node} == {""}
+
+
+def test_layers_can_stay_in_float(folder: Path, tmp_path: Path) -> None:
+    kept = frozenset({"layers.1.down.weight", "layers.2.q.weight", "blocks.0.fc1.weight"})
+    settings = QuantSettings(keep_float=kept)
+    found = quantize_bundle_graphs(folder, batches(some(8, 1000)), tmp_path, settings)
+    for part, count in (("text", 2), ("vision", 1)):
+        graph = onnx.load(tmp_path / f"{part}.int8.onnx").graph
+        floats = {w.name for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT}
+        assert len(kept & floats) == count
+    assert found["settings"]["keep_float"] == sorted(kept)
+    assert encoder(tmp_path).encode(batches(some(3, 5))[0]).shape == (3, 128)
+
+
+def test_nothing_but_the_graphs_is_left(folder: Path, report: dict[str, Any]) -> None:
+    names = {f"{part}.{kind}.onnx" for part in ("vision", "text") for kind in ("fp32", "int8")}
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_external_weights(
+    folder: Path, report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from puma_edge.calibration.onnx_files import load_model, save_model
+
+    monkeypatch.setattr("puma_edge.calibration.onnx_files.INLINE_BYTES", 1000)
+    for part in ("vision", "text"):
+        save_model(load_model(folder / f"{part}.fp32.onnx"), tmp_path / f"{part}.fp32.onnx")
+    quantize_bundle_graphs(tmp_path, batches(some(24, 1000)), tmp_path)
+    batch = batches(some(4, 77))[0]
+    found, expected = encoder(tmp_path).encode(batch), encoder(folder).encode(batch)
+    np.testing.assert_array_equal(found, expected)
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_readings_are_items_alone(folder: Path) -> None:
+    items = some(5, 40)
+    batch = collate(items, PAD, LIMITS)
+    engine = encoder(folder, "fp32")
+    whole = engine.encode(batch)
+    images = list(vision_readings([batch]))
+    tokens = [engine._vision.run(None, feeds)[0] for feeds in images]
+    assert [len(feeds["patches"][0]) for feeds in images] == batch.n_patches.tolist()
+    readings = list(text_readings([batch], tokens, engine.dimension))
+    assert [r["input_ids"].shape[1] for r in readings] == [each.length for each in items]
+    rows = np.concatenate([engine._text.run(None, feeds)[0] for feeds in readings])
+    np.testing.assert_allclose(rows, whole, atol=1e-5)
+    assert vision_feeds(batch).keys() == images[0].keys()
+    assert text_feeds(batch, tokens[0]).keys() == readings[0].keys()
+
+
+def test_calibration_without_images_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PumaError, match="needs images, and its 2 items have none"):
+        quantize_bundle_graphs(folder, [collate([item(3), item(4)], PAD, LIMITS)], tmp_path)
+
+
+def test_pixels_are_exact() -> None:
+    pixels = np.arange(256, dtype=np.float32)
+    scaled = (pixels - 128) / 64
+    rounded = np.rint(scaled / np.float32(1 / 64)) + 128
+    np.testing.assert_array_equal(rounded, pixels)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-2.0, 6.0), (0.5, 3.0), (-4.0, -1.0), (0.0, 0.0)])
+def test_a_range_holds_its_ends_and_zero(low: float, high: float) -> None:
+    scale = Activation.covering(low, high)
+    assert 0 <= scale.zero <= 255
+    for value in (low, high, 0.0):
+        stored = np.clip(np.rint(value / scale.scale) + scale.zero, 0, 255)
+        assert (stored - scale.zero) * scale.scale == pytest.approx(value, abs=scale.scale)
+
+
+def test_smoothing_by_hand() -> None:
+    activations = np.asarray([16.0, 1.0, 0.0, 4.0], np.float32)
+    weights = np.asarray([1.0, 1.0, 1.0, 4.0], np.float32)
+    # Factors before centring: sqrt(16 / 1), sqrt(1 / 1), none, sqrt(4 / 4); geometric mean 4^(1/3).
+    expected = np.asarray([4, 1, 0, 1]) / 4 ** (1 / 3)
+    expected[2] = 1
+    np.testing.assert_allclose(smoothing(activations, weights, 0.5), expected, rtol=1e-6)
+    joined = smoothing(activations, weights, 0.5, width=2)
+    np.testing.assert_allclose(joined[:2], joined[2:])

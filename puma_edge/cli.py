@@ -139,6 +139,9 @@ def export(
     calibration: Annotated[
         str | None, typer.Option(help="Folder of images and texts for INT8 ranges.")
     ] = None,
+    calibration_items: Annotated[
+        int | None, typer.Option(min=8, help="Items read for the INT8 ranges; 256 by default.")
+    ] = None,
     gate: Annotated[Gate | None, typer.Option(help="What a failed parity check does.")] = None,
     seed: Seed = None,
     config: Settings = None,
@@ -167,6 +170,7 @@ def export(
         int8=int8,
         trt=trt,
         calibration=calibration,
+        calibration_items=calibration_items,
         gate=gate,
         seed=seed,
     )

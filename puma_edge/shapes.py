@@ -13,7 +13,7 @@ from transformers import Qwen2VLConfig, Qwen2VLModel
 from puma_edge.bundle import Manifest
 from puma_edge.config import SHAPE_PREFIX
 from puma_edge.errors import PumaError, UsageError
-from puma_edge.model import Card, Checkpoint, add_special_tokens, choose_layers, load
+from puma_edge.model import Card, Checkpoint, add_special_tokens, choose_layers, load, prune
 from puma_edge.prompts import IMAGE_PAD
 from puma_edge.sample import base_folder
 
@@ -71,7 +71,13 @@ def open_baseline(name: str, manifest: Manifest, dtype: torch.dtype) -> Checkpoi
     """The PyTorch model a bundle was made from, as the benchmark's baseline."""
     if name.startswith(SHAPE_PREFIX):
         return build_shape(name, len(manifest.kept_layers), dtype=dtype)
-    return load(name, dtype)
+    checkpoint = load(name, dtype)
+    kept, wanted = checkpoint.card.kept_layers, manifest.kept_layers
+    if kept == wanted:
+        return checkpoint
+    if not set(wanted) <= set(kept):
+        raise PumaError(f"{name} has layers {kept}, the bundle holds {wanted}: not the same model")
+    return prune(checkpoint, [kept.index(layer) for layer in wanted])
 
 
 def _config(shape: Shape, layers: int, **tokens: Any) -> Qwen2VLConfig:

@@ -53,7 +53,7 @@ def read_probe(bundle: Bundle) -> Probe:
 
 
 def _item(arrays: Any, number: int) -> Encoded:
-    images = []
+    images: list[Patches] = []
     while f"{number}.image.{len(images)}" in arrays:
         rows, columns = arrays[f"{number}.size.{len(images)}"].tolist()
         images.append(Patches(arrays[f"{number}.image.{len(images)}"], rows, columns))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import types
 import typing
 from dataclasses import dataclass, field
 from enum import Enum
@@ -176,7 +175,6 @@ def _convert(hint: Any, value: Any, where: str, default: Any) -> Any:
             raise UsageError(f"{where}: {value!r} given, expected one of: {choices}") from None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    expected = hint.__origin__ if isinstance(hint, types.GenericAlias) else hint
-    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UsageError(f"{where}: {value!r} given, expected {hint.__name__}")
     return value

@@ -85,7 +85,8 @@ class Checkpoint:
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
-        return int(self.model.config.text_config.hidden_size)
+        config: Any = self.model.config.text_config
+        return int(config.hidden_size)
 
 
 def add_special_tokens(tokenizer: Tokenizer, vocabulary: int) -> Tokenizer:

@@ -4,155 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
-from torch.utils.data import Dataset as TorchDataset
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from puma_edge.config import StageConfig, TrainConfig
-from puma_edge.data import Dataset, Example, SourceEncoder
+from puma_edge.data import Dataset, SourceEncoder
 from puma_edge.errors import PumaError
 from puma_edge.evaluate import encode_all
 from puma_edge.inputs import Batch, Float32
 from puma_edge.losses import distillation_loss, hard_temperature, mac_loss
 from puma_edge.model import Checkpoint, ret_states
+from puma_edge.pairs import Collator, DistinctSampler, Pair, PairBatch, Pairs
 from puma_edge.progress import Progress
-from puma_edge.prompts import Modality
 from puma_edge.torch_encoder import TorchEncoder
 
 WARM_UP = 0.03  # of a stage's steps
 LORA_TARGETS = r".*language_model\.layers\.\d+\..*_proj"
-MODALITIES = {modality: number for number, modality in enumerate(Modality)}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A training example with one of its answers drawn."""
-
-    example: Example
-    answer: str
-    instruction: str
-    teacher: tuple[Float32, Float32] | None = None
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """What one step sees: both sides, the answers' modalities [B], the teacher's states [B, d]."""
-
-    queries: Batch
-    candidates: Batch
-    modalities: Tensor
-    teacher_queries: Tensor | None
-    teacher_candidates: Tensor | None
-
-
-class Pairs(TorchDataset[Pair]):
-    """Training pairs, answers and instructions drawn once by seed."""
-
-    def __init__(self, data: Dataset, examples: Sequence[Example], seed: int) -> None:
-        """Draw for each example one answer and one of its task's instructions."""
-        draw = random.Random(seed)
-        self.pairs = [
-            Pair(one, draw.choice(one.positives), draw.choice(data.instructions[one.modalities]))
-            for one in examples
-        ]
-
-    def __len__(self) -> int:
-        """How many pairs there are."""
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Pair:
-        """One pair."""
-        return self.pairs[index]
-
-
-class DistinctSampler(Sampler[int]):
-    """A seeded shuffle in which no batch holds two pairs that answer each other's query.
-
-    Both losses take every other candidate of a batch for wrong. A pair that would clash is put off
-    to the next batch that can take it.
-    """
-
-    def __init__(self, pairs: Sequence[Pair], batch: int, seed: int) -> None:
-        """Order `pairs` for batches of this global size."""
-        order = list(range(len(pairs)))
-        random.Random(seed).shuffle(order)
-        self._order = list(_spread(pairs, order, batch))
-
-    def __iter__(self) -> Iterator[int]:
-        """Indices in order."""
-        return iter(self._order)
-
-    def __len__(self) -> int:
-        """How many pairs there are."""
-        return len(self._order)
-
-
-def _spread(pairs: Sequence[Pair], order: list[int], batch: int) -> Iterator[int]:
-    waiting: list[int] = []
-    source = iter(order)
-    left = len(order)
-    while left:
-        taken: set[str] = set()
-        chosen: list[int] = []
-        put_off: list[int] = []
-        for index in _then(waiting, source):
-            positives = pairs[index].example.positives
-            if taken.isdisjoint(positives):
-                taken.update(positives)
-                chosen.append(index)
-            else:
-                put_off.append(index)
-            # With few distinct answers a full batch may not exist: do not search for ever.
-            if len(chosen) == batch or len(put_off) > 8 * batch:
-                break
-        missing = batch - len(chosen)
-        chosen += put_off[:missing]
-        waiting = put_off[missing:] + waiting
-        left -= len(chosen)
-        yield from chosen
-
-
-def _then(waiting: list[int], source: Iterator[int]) -> Iterator[int]:
-    while waiting:
-        yield waiting.pop(0)
-    yield from source
-
-
-class Collator:
-    """Makes a `PairBatch` of pairs."""
-
-    def __init__(self, checkpoint: Checkpoint, data: Dataset) -> None:
-        """Use the checkpoint's own preprocessing."""
-        self._spec = checkpoint.spec
-        self._load = SourceEncoder(self._spec)
-        self._candidates = data.candidates
-
-    def __call__(self, pairs: Sequence[Pair]) -> dict[str, PairBatch]:
-        """Tokenise, cut and pad both sides."""
-        queries = [self._load(pair.example.query, pair.instruction) for pair in pairs]
-        candidates = [self._load(self._candidates[pair.answer]) for pair in pairs]
-        known = [pair.teacher for pair in pairs if pair.teacher is not None]
-        sides = [torch.from_numpy(np.stack(side)) for side in zip(*known, strict=True)]
-        batch = PairBatch(
-            queries=self._spec.collate(queries),
-            candidates=self._spec.collate(candidates),
-            modalities=torch.tensor([MODALITIES[pair.example.target] for pair in pairs]),
-            teacher_queries=sides[0] if sides else None,
-            teacher_candidates=sides[1] if sides else None,
-        )
-        return {"batch": batch}
 
 
 class StageTrainer(Trainer):
@@ -317,7 +193,7 @@ def total_steps(pairs: int, stage: StageConfig) -> int:
 def with_teacher(
     pairs: Pairs, teacher: Checkpoint, data: Dataset, progress: Callable[[int], None]
 ) -> None:
-    """Give each pair the full model's states at `[RET]`, computed once before its layers are cut."""
+    """Give each pair the full model's states at `[RET]`, before its layers are cut."""
     encoder = StateEncoder(teacher.model)
     load = SourceEncoder(teacher.spec)
     queries = [(pair.example.query, pair.instruction) for pair in pairs.pairs]

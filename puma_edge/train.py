@@ -16,9 +16,10 @@ from puma_edge.errors import PumaError, UsageError
 from puma_edge.evaluate import evaluate, mean
 from puma_edge.merge import merge
 from puma_edge.model import Checkpoint, choose_layers, load, prune
+from puma_edge.pairs import Pairs
 from puma_edge.progress import Progress
 from puma_edge.sample import base_folder, emoji_folder
-from puma_edge.stages import Pairs, run_stage, with_teacher
+from puma_edge.stages import run_stage, with_teacher
 from puma_edge.torch_encoder import TorchEncoder
 
 TEXT_TO_TEXT = 1

@@ -42,7 +42,7 @@ def mixed_batch(spec: InputSpec) -> Batch:
 
 
 def stock_states(model: torch.nn.Module, batch: Batch, layer: int | None = None) -> torch.Tensor:
-    """Run transformers' own forward; the final norm over hidden_states[layer] if a layer is given."""
+    """Run transformers' own forward; with a layer, the final norm over that hidden state."""
     from puma_edge.images import normalize
 
     ids = torch.from_numpy(batch.input_ids)

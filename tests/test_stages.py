@@ -14,17 +14,9 @@ from tokenizers import Tokenizer
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, Source
 from puma_edge.model import Card, Checkpoint
+from puma_edge.pairs import Collator, DistinctSampler, Pair, Pairs
 from puma_edge.prompts import IMAGE_PAD, Modality
-from puma_edge.stages import (
-    Collator,
-    DistinctSampler,
-    Pair,
-    Pairs,
-    StateEncoder,
-    run_stage,
-    total_steps,
-    with_teacher,
-)
+from puma_edge.stages import StateEncoder, run_stage, total_steps, with_teacher
 from tests.models import tiny_model
 
 

@@ -59,6 +59,7 @@ class BenchConfig:
         threads: of every backend, 0 for all the process may use.
         rounds: turns of each backend.
         seconds: measuring time of each case in a turn.
+        batches: time batches too, not only single queries.
     """
 
     bundle: str = "bundle"
@@ -66,6 +67,12 @@ class BenchConfig:
     threads: int = 0
     rounds: int = 3
     seconds: float = 1.0
+    batches: bool = True
+
+    @property
+    def cases(self) -> list[Case]:
+        """What is timed."""
+        return [case for case in CASES if self.batches or case.items == 1]
 
 
 @dataclass(frozen=True)
@@ -131,12 +138,12 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
             "model": model,
             "threads": threads,
             "seconds": config.seconds,
-            "cases": [asdict(case) for case in CASES],
+            "cases": [asdict(case) for case in config.cases],
         }
         results[name].append(_turn(request))
         turn_done(turn + 1, config.rounds * len(backends))
     return BenchReport(
-        rows=_rows(results),
+        rows=_rows(results, config.cases),
         peak_bytes={name: max(one["peak_bytes"] for one in many) for name, many in results.items()},
         load_seconds={
             name: float(np.median([one["load_seconds"] for one in many]))
@@ -164,9 +171,9 @@ def _turn(request: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _rows(results: dict[str, list[dict[str, Any]]]) -> list[Row]:
+def _rows(results: dict[str, list[dict[str, Any]]], cases: Sequence[Case]) -> list[Row]:
     rows = []
-    for case in CASES:
+    for case in cases:
         times = {
             name: np.concatenate([turn["cases"][case.name]["seconds"] for turn in turns])
             for name, turns in results.items()
@@ -259,10 +266,11 @@ def draw_bench(report: BenchReport, out: Path) -> None:
     from matplotlib import pyplot
 
     backends = list(report.peak_bytes)
+    cases = list(dict.fromkeys(row.case for row in report.rows))
     colours = ["#9aa5b1", "#616e7c", "#63b3ed", "#2b6cb0"]
-    figure, plots = pyplot.subplots(1, len(CASES), figsize=(3.4 * len(CASES), 3.6))
-    for plot, case in zip(plots, CASES, strict=True):
-        rows = {row.backend: row for row in report.rows if row.case == case.name}
+    figure, plots = pyplot.subplots(1, len(cases), figsize=(3.4 * len(cases), 3.6))
+    for plot, case in zip(plots, cases, strict=True):
+        rows = {row.backend: row for row in report.rows if row.case == case}
         for place, backend in enumerate(backends):
             value = rows[backend].median_ms
             plot.barh(place, value, color=colours[place % len(colours)], height=0.7)
@@ -272,7 +280,7 @@ def draw_bench(report: BenchReport, out: Path) -> None:
         plot.set_yticks(range(len(backends)), backends if plot is plots[0] else [])
         plot.invert_yaxis()
         plot.set_xlim(0, 1.25 * max(row.median_ms for row in rows.values()))
-        plot.set_title(case.name, fontsize=10)
+        plot.set_title(case, fontsize=10)
         plot.set_xlabel("median, ms")
         plot.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{report.about['device']}, {report.about['threads']} threads", fontsize=10)

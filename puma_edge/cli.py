@@ -289,6 +289,7 @@ def bench(
     model: Annotated[str | None, typer.Option(help="PyTorch baseline; the export's own.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each backend.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time of a case in a turn.")] = 1.0,
+    batches: Annotated[bool, typer.Option(help="Time batches too.")] = True,
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help="Rows as JSON; a plot is drawn beside.")] = Path(
         "bench.json"
@@ -304,7 +305,7 @@ def bench(
     from puma_edge.errors import MissingExtraError
     from puma_edge.progress import Progress
 
-    settings = BenchConfig(str(bundle), model or "", threads or 0, rounds, seconds)
+    settings = BenchConfig(str(bundle), model or "", threads or 0, rounds, seconds, batches)
     progress: Progress | None = None
 
     def turn_done(done: int, total: int) -> None:

@@ -1,0 +1,154 @@
+"""M-BEIR folders: read as they are, refused with one clear line where they are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from puma_edge.data import load_dataset
+from puma_edge.errors import PumaError
+from puma_edge.evaluate import evaluate, mean
+from puma_edge.inputs import Batch, Float32
+from puma_edge.prompts import Modality
+from tests.edge import small_spec
+
+
+def write(folder: Path, name: str, rows: list[dict[str, object]]) -> Path:
+    """A JSON lines file."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two text-to-text queries over three candidates, as M-BEIR has them."""
+    candidates = [
+        {"did": f"7:{n}", "txt": word, "img_path": None, "modality": "text", "src_content": None}
+        for n, word in enumerate(("fox", "dog", "cat"), start=1)
+    ]
+    write(tmp_path, "cand_pool/local/mbeir_x_task1_cand_pool.jsonl", candidates)
+    queries = [
+        {
+            "qid": f"7:{n}",
+            "query_txt": word,
+            "query_img_path": None,
+            "query_modality": "text",
+            "query_src_content": None,
+            "pos_cand_list": [f"7:{n}"],
+            "neg_cand_list": [],
+            "task_id": 1,
+        }
+        for n, word in enumerate(("fox", "dog"), start=1)
+    ]
+    for split in ("train", "test"):
+        write(tmp_path, f"query/{split}/mbeir_x_task1_{split}.jsonl", queries)
+    path = tmp_path / "instructions" / "query_instructions.tsv"
+    path.parent.mkdir()
+    header = "query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1\tprompt_2\n"
+    path.write_text(header + "text\ttext\tx\t7\tFind it.\tFind that.\n")
+    return tmp_path
+
+
+def test_a_folder_is_read_as_it_is(folder: Path) -> None:
+    data = load_dataset(folder)
+    assert {split: len(many) for split, many in data.examples.items()} == {
+        "train": 2,
+        "val": 0,
+        "test": 2,
+    }
+    assert data.pools == {1: ["7:1", "7:2", "7:3"]}
+    example = data.train[0]
+    assert (example.qid, example.positives, example.target) == ("7:1", ("7:1",), Modality.TEXT)
+    assert data.instructions[example.modalities] == ["Find it.", "Find that."]
+
+
+class LookUp:
+    """An encoder that knows each text's embedding: one axis for each word."""
+
+    provider = "test"
+    dimension = 3
+
+    def __init__(self, words: dict[bytes, int]) -> None:
+        """Take the axis of each token sequence."""
+        self._words = words
+
+    def encode(self, batch: Batch) -> Float32:
+        """One-hot embeddings [B, 3]."""
+        result = np.zeros((len(batch), 3), np.float32)
+        for row, (ids, mask) in enumerate(zip(batch.input_ids, batch.attention_mask, strict=True)):
+            result[row, self._words[ids[mask == 1].tobytes()]] = 1
+        return result
+
+
+@pytest.mark.parametrize(("second", "expected"), [(1, 1.0), (2, 0.5)])
+def test_recall_counts_the_queries_whose_answer_comes_first(
+    folder: Path, second: int, expected: float
+) -> None:
+    data, spec = load_dataset(folder), small_spec()
+
+    def key(text: str, instruction: str | None) -> bytes:
+        return spec.encode_patches(instruction, text, ()).input_ids.tobytes()
+
+    axes = {key(word, None): axis for axis, word in enumerate(("fox", "dog", "cat"))}
+    axes |= {key("fox", "Find it."): 0, key("dog", "Find it."): second}
+    recall = evaluate(LookUp(axes), spec, data, "test", k=1)
+    assert recall == {1: expected}
+    assert mean({1: 1.0, 2: 0.0}) == 0.5
+
+
+def lose_instructions(folder: Path) -> None:
+    """No instructions."""
+    (folder / "instructions" / "query_instructions.tsv").unlink()
+
+
+def leave_the_folder(folder: Path) -> None:
+    """An image outside."""
+    row = {"did": "7:9", "txt": None, "img_path": "../secret.png", "modality": "image"}
+    write(folder, "cand_pool/local/mbeir_y_task1_cand_pool.jsonl", [row])
+
+
+def no_json(folder: Path) -> None:
+    """A line that is no JSON."""
+    path = folder / "query" / "train" / "mbeir_x_task1_train.jsonl"
+    path.write_text(path.read_text() + "{no json\n")
+
+
+def no_pool(folder: Path) -> None:
+    """Queries of a task without candidates."""
+    write(folder, "query/train/mbeir_x_task3_train.jsonl", [{"qid": "7:1", "pos_cand_list": []}])
+
+
+def no_field(folder: Path) -> None:
+    """A query without answers."""
+    write(folder, "query/train/mbeir_x_task1_b.jsonl", [{"qid": "7:1"}])
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lose_instructions, "query_instructions.tsv"),
+        (leave_the_folder, "leaves the data folder"),
+        (no_json, "line 3: not JSON"),
+        (no_pool, "no candidate pool for task 3"),
+        (no_field, "no 'pos_cand_list'"),
+    ],
+)
+def test_a_wrong_folder_is_one_clear_line(
+    folder: Path, harm: Callable[[Path], None], says: str
+) -> None:
+    harm(folder)
+    with pytest.raises(PumaError, match=says):
+        load_dataset(folder)
+
+
+def test_an_empty_folder_and_none(tmp_path: Path) -> None:
+    with pytest.raises(PumaError, match="holds no M-BEIR data"):
+        load_dataset(tmp_path)
+    with pytest.raises(PumaError, match="no data folder"):
+        load_dataset(tmp_path / "nowhere")

@@ -19,7 +19,7 @@ from puma_edge.images import Patches, decode, patchify
 from puma_edge.inputs import Batch, InputSpec
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
-from puma_edge.sample.emoji import glyph_images
+from puma_edge.sample.folder import glyph_images
 
 IMAGE_EDGE = 224  # pixels, of the benchmark's picture
 MIN_RUNS, MAX_RUNS = 3, 200

@@ -9,7 +9,8 @@ from PIL import Image
 
 from puma_edge.data import Dataset, load_dataset
 from puma_edge.sample import base_folder, emoji_folder
-from puma_edge.sample.emoji import TASKS, augment, load_emoji, write_corpus
+from puma_edge.sample.emoji import TASKS, load_emoji
+from puma_edge.sample.folder import augment, write_corpus
 
 
 @pytest.fixture(scope="module")

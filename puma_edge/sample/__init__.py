@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 from puma_edge.bundle import replace_folder
-from puma_edge.sample.emoji import load_emoji, write_corpus, write_emoji
+from puma_edge.sample.emoji import load_emoji
+from puma_edge.sample.folder import write_corpus, write_emoji
 
 
 def base_folder() -> Path:
@@ -25,7 +26,7 @@ def emoji_folder() -> Path:
     """The emoji set as an M-BEIR folder, written to the user's cache when it is first needed."""
     parts = resources.files("puma_edge.sample")
     digest = hashlib.sha256()
-    for name in ("emoji.py", "emoji.json.gz", "glyphs.zip"):
+    for name in ("emoji.py", "folder.py", "emoji.json.gz", "glyphs.zip"):
         digest.update(parts.joinpath(name).read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "puma-edge"
     folder = cache / f"emoji-{digest.hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""Write the emoji set as a folder in M-BEIR's format: eight tasks over one set of glyphs and names.
+"""The emoji set: eight retrieval tasks over one set of glyphs and their names.
 
 What keeps it honest: query images are augmented and never a candidate's bytes; every pool holds
 every candidate of its kind; a query's own document is never its answer; test queries join keywords
@@ -10,29 +10,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import itertools
 import json
-import random
 import re
-import zipfile
-from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
-
-from PIL import Image, ImageEnhance
 
 from puma_edge.prompts import Modality
 from puma_edge.sample.build import LANGUAGES, TONES, file_name
 
 DATASET_ID = 1
 SPLITS = ("train", "val", "test")
-QUERIES_PER_TASK = {"val": 100, "test": 200}
-VIEWS = {"train": 2, "val": 1, "test": 1}  # augmented pictures of each glyph
-VIEW_EDGE = 112  # pixels
 # A keyword that fits more emoji than this names none of them: it is asked only beside another.
 COMMON = 6
 LANGUAGE_NAMES = {"de": "German", "fr": "French", "es": "Spanish"}
@@ -122,15 +112,15 @@ def load_emoji() -> list[Emoji]:
     ]
 
 
-def _share(*key: object) -> float:
+def share(*key: object) -> float:
     """A number in [0, 1) that depends on the key alone: decides splits without an order."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def _split(*key: object) -> str:
-    share = _share(*key)
-    return "train" if share < 0.7 else "val" if share < 0.8 else "test"
+    part = share(*key)
+    return "train" if part < 0.7 else "val" if part < 0.8 else "test"
 
 
 def document(kind: str, emoji: Emoji) -> str:
@@ -191,7 +181,7 @@ def _worded(emoji: list[Emoji], language: str) -> Iterator[tuple[str, str, set[i
             split = _split(language, first, second)
             for phrase in PHRASES[split]:
                 # English is what most people will type: it gets every phrase.
-                if split != "train" or language == "en" or _share(phrase, first, second) < 1 / 3:
+                if split != "train" or language == "en" or share(phrase, first, second) < 1 / 3:
                     yield split, phrase.format(a=first, b=second), fitting
 
 
@@ -251,188 +241,3 @@ def build_queries(emoji: list[Emoji]) -> dict[int, dict[str, list[Query]]]:
                     answers = tuple(document(kind, emoji[other]) for other in found)
                     queries[task][split].append(Query(phrase.format(x=change), one, answers))
     return queries
-
-
-def augment(glyph: Image.Image, key: str) -> Image.Image:
-    """A glyph turned, scaled, shifted and relit, on a background of another colour."""
-    draw = random.Random(key)
-    angle, scale = draw.uniform(-15, 15), draw.uniform(0.75, 1.05)
-    edge = round(VIEW_EDGE * scale)
-    paper = tuple(draw.randint(225, 255) for _ in range(3))
-    small = glyph.resize((edge, edge), Image.Resampling.BILINEAR)
-    turned = small.rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
-    slack = VIEW_EDGE - edge
-    place = (
-        draw.randint(min(0, slack), max(0, slack)),
-        draw.randint(min(0, slack), max(0, slack)),
-    )
-    canvas = Image.new("RGB", (VIEW_EDGE, VIEW_EDGE), "white")
-    canvas.paste(turned, place)
-    # Multiplying keeps the ink and tints the white around it.
-    tinted = Image.merge(
-        "RGB",
-        [
-            band.point([value * level // 255 for value in range(256)])
-            for band, level in zip(canvas.split(), paper, strict=True)
-        ],
-    )
-    lit = ImageEnhance.Brightness(tinted).enhance(draw.uniform(0.85, 1.08))
-    return ImageEnhance.Color(lit).enhance(draw.uniform(0.75, 1.25))
-
-
-def glyph_images() -> Iterator[tuple[str, bytes]]:
-    """(file name, WebP bytes) of every shipped glyph."""
-    archive = resources.files("puma_edge.sample").joinpath("glyphs.zip").read_bytes()
-    with zipfile.ZipFile(io.BytesIO(archive)) as glyphs:
-        for name in glyphs.namelist():
-            yield name, glyphs.read(name)
-
-
-def write_emoji(folder: Path) -> None:
-    """Write the set in M-BEIR's format to `folder`: about 20 MB, the same bytes every time."""
-    emoji = load_emoji()
-    _write_instructions(folder / "instructions" / "query_instructions.tsv")
-    queries = build_queries(emoji)
-    shown: set[str] = set()
-    for task, (asked, wanted) in TASKS.items():
-        _write_pool(folder, task, wanted, emoji)
-        for split in SPLITS:
-            chosen = queries[task][split]
-            if split in QUERIES_PER_TASK:
-                chosen = sorted(chosen, key=lambda one: _share(task, one.text, one.emoji))
-                chosen = chosen[: QUERIES_PER_TASK[split]]
-            shown |= _write_queries(folder, task, split, asked, chosen)
-    _write_images(folder, shown)
-
-
-def _write_images(folder: Path, shown: set[str]) -> None:
-    """Write every glyph, and the views of them that a query shows."""
-    for split in ("glyph", *SPLITS):
-        (folder / "images" / split).mkdir(parents=True, exist_ok=True)
-
-    def write(glyph: tuple[str, bytes]) -> None:
-        name, data = glyph
-        (folder / "images" / "glyph" / name).write_bytes(data)
-        with Image.open(io.BytesIO(data)) as file:
-            picture = file.convert("RGB")
-        for split, count in VIEWS.items():
-            for view in range(count):
-                path = _view_path(split, name, view)
-                if path in shown:
-                    augmented = augment(picture, f"{split} {view} {name}")
-                    augmented.save(folder / path, "WEBP", quality=80, method=0)
-
-    with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter lock
-        deque(threads.map(write, glyph_images()), maxlen=0)
-
-
-def _view_path(split: str, file: str, view: int) -> str:
-    return f"images/{split}/{file.replace('.webp', f'-{view}.webp')}"
-
-
-def _write_instructions(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        "\t".join(("query_modality", "cand_modality", "dataset_name", "dataset_id", "prompts"))
-    ]
-    for task, (asked, wanted) in TASKS.items():
-        prompts = INSTRUCTIONS[task]
-        lines.append("\t".join((asked.value, wanted.value, "emoji", str(DATASET_ID), *prompts)))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def pool_documents(task: int, emoji: list[Emoji]) -> Iterator[tuple[str, Emoji]]:
-    """(kind of document, emoji) for every candidate of a task's pool."""
-    for one in emoji:
-        if task in (0, 4, 7):
-            yield "image", one
-        elif task in (2, 8):
-            yield "both", one
-        elif not one.toned:
-            yield from ((kind, one) for kind in (LANGUAGE_NAMES if task == 6 else ("en",)))
-
-
-def _write_pool(folder: Path, task: int, wanted: Modality, emoji: list[Emoji]) -> None:
-    lines = []
-    for kind, one in pool_documents(task, emoji):
-        shown = kind in ("image", "both")
-        text = None if kind == "image" else one.name if kind == "both" else describe(one, kind)
-        lines.append(
-            {
-                "did": document(kind, one),
-                "txt": text,
-                "img_path": f"images/glyph/{one.file}" if shown else None,
-                "modality": wanted.value,
-                "src_content": None,
-            }
-        )
-    _write_jsonl(folder / "cand_pool" / "local" / f"mbeir_emoji_task{task}_cand_pool.jsonl", lines)
-
-
-def _write_queries(
-    folder: Path, task: int, split: str, asked: Modality, queries: list[Query]
-) -> set[str]:
-    """Write one task's queries and qrels; returns the pictures they show."""
-    lines, qrels, shown = [], [], set()
-    for number, query in enumerate(queries, start=1):
-        # Task, split and place make the number unique within the data set.
-        qid = f"{DATASET_ID}:{(task * len(SPLITS) + SPLITS.index(split)) * 1_000_000 + number}"
-        image = None
-        if query.emoji is not None:
-            image = _view_path(split, query.emoji.file, number % VIEWS[split])
-            shown.add(image)
-        lines.append(
-            {
-                "qid": qid,
-                "query_txt": query.text,
-                "query_img_path": image,
-                "query_modality": asked.value,
-                "query_src_content": None,
-                "pos_cand_list": list(query.answers),
-                "neg_cand_list": [],
-                "task_id": task,
-            }
-        )
-        qrels += [f"{qid} 0 {did} 1 {task}" for did in query.answers]
-    name = f"mbeir_emoji_task{task}_{split}"
-    _write_jsonl(folder / "query" / split / f"{name}.jsonl", lines)
-    path = folder / "qrels" / split / f"{name}_qrels.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(qrels) + "\n", encoding="utf-8")
-    return shown
-
-
-def _write_jsonl(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def write_corpus(folder: Path) -> dict[str, int]:
-    """Write a folder to try `embed` on: pictures, pictures with a text beside them, and texts.
-
-    Returns:
-        how many files of each kind were written.
-    """
-    counts = {"pictures": 0, "pictures with text": 0, "texts": 0}
-    glyphs = dict(glyph_images())
-    for name in ("pictures", "captioned", "notes"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for one in load_emoji():
-        slug = re.sub(r"[^a-z0-9]+", "-", one.name.lower()).strip("-")
-        share = _share("corpus", one.symbol)
-        if one.toned or share > 0.6:
-            continue
-        if share < 0.45:
-            (folder / "pictures" / f"{slug}.webp").write_bytes(glyphs[one.file])
-            counts["pictures"] += 1
-        elif share < 0.5:
-            (folder / "captioned" / f"{slug}.webp").write_bytes(glyphs[one.file])
-            (folder / "captioned" / f"{slug}.txt").write_text(one.name + "\n", encoding="utf-8")
-            counts["pictures with text"] += 1
-        else:
-            text = describe(one, "en") + "\n"
-            (folder / "notes" / f"{slug}.txt").write_text(text, encoding="utf-8")
-            counts["texts"] += 1
-    return counts

@@ -40,7 +40,8 @@ from puma_edge.prompts import (
     PromptFormat,
 )
 from puma_edge.sample.build import LANGUAGES
-from puma_edge.sample.emoji import INSTRUCTIONS, load_emoji, write_emoji
+from puma_edge.sample.emoji import INSTRUCTIONS, load_emoji
+from puma_edge.sample.folder import write_emoji
 from puma_edge.torch_encoder import TorchEncoder
 
 LAYERS = 8

@@ -135,22 +135,21 @@ def run_stage(
     config: TrainConfig,
 ) -> PeftModel:
     """Train adapters on `pairs`, write them and the log of losses to `out`; returns the model."""
-    peft = add_lora(checkpoint, stage, config.seed)
-    arguments = _arguments(len(pairs), stage, out, config)
-    trainer = StageTrainer(
-        stage=stage,
-        distil=distil,
-        model=peft,
-        args=arguments,
-        train_dataset=pairs,
-        data_collator=Collator(checkpoint, data),
-        callbacks=[StageProgress(title)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
     with warnings.catch_warnings():
         # transformers 5 renames arguments that 4.57 still needs.
         warnings.simplefilter("ignore", FutureWarning)
+        peft = add_lora(checkpoint, stage, config.seed)
+        trainer = StageTrainer(
+            stage=stage,
+            distil=distil,
+            model=peft,
+            args=_arguments(len(pairs), stage, out, config),
+            train_dataset=pairs,
+            data_collator=Collator(checkpoint, data),
+            callbacks=[StageProgress(title)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
         trainer.train()
     peft.save_pretrained(str(out))
     log = [row for row in trainer.state.log_history if "loss" in row]

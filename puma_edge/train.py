@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from puma_edge.config import SAMPLE, SHAPE_PREFIX, StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, load_dataset
@@ -68,6 +69,7 @@ def train_from(
 ) -> TrainReport:
     """Both stages on a loaded model, in place; writes adapters, merged models and the report."""
     (run / SETTINGS).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    nn.Module.to(checkpoint.model, "cuda" if torch.cuda.is_available() else "cpu")
     total = len(checkpoint.card.kept_layers)
     keep = config.keep_layers or max(1, total // 2)
     layers = choose_layers(total, keep, with_last=config.with_last)

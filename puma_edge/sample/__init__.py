@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from puma_edge.bundle import replace_folder
+from puma_edge.progress import Progress
 from puma_edge.sample.emoji import load_emoji
 from puma_edge.sample.folder import write_corpus, write_emoji
 
@@ -31,8 +32,9 @@ def emoji_folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "puma-edge"
     folder = cache / f"emoji-{digest.hexdigest()[:12]}"
     if not folder.is_dir():
-        with replace_folder(folder) as work:
-            write_emoji(work)
+        title = "writing the emoji set, once"
+        with Progress(title, len(load_emoji())) as progress, replace_folder(folder) as work:
+            write_emoji(work, progress.update)
     return folder
 
 

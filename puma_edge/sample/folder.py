@@ -204,18 +204,19 @@ def write_corpus(folder: Path) -> dict[str, int]:
         how many files of each kind were written.
     """
     counts = {"pictures": 0, "pictures with text": 0, "texts": 0}
-    glyphs = dict(glyph_images())
+    glyphs, taken = dict(glyph_images()), set[str]()
     for name in ("pictures", "captioned", "notes"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for one in load_emoji():
+    for one in (one for one in load_emoji() if not one.toned):
+        # "keycap: #" and "keycap: *" differ in nothing a file name keeps.
         slug = re.sub(r"[^a-z0-9]+", "-", one.name.lower()).strip("-")
+        slug = f"{slug}-{one.number}" if slug in taken else slug
+        taken.add(slug)
         part = share("corpus", one.symbol)
-        if one.toned or part > 0.6:
-            continue
-        if part < 0.45:
+        if part < 0.8:
             (folder / "pictures" / f"{slug}.webp").write_bytes(glyphs[one.file])
             counts["pictures"] += 1
-        elif part < 0.5:
+        elif part < 0.88:
             (folder / "captioned" / f"{slug}.webp").write_bytes(glyphs[one.file])
             (folder / "captioned" / f"{slug}.txt").write_text(one.name + "\n", encoding="utf-8")
             counts["pictures with text"] += 1

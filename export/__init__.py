@@ -1,1 +1,1 @@
-"""."""
+"""Merged model -> ONNX graphs -> precisions -> parity check -> bundle."""

@@ -88,7 +88,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def new_checkpoint(data: Dataset, seed: int) -> Checkpoint:
-    """The untrained model: 5.7 M parameters in Qwen2-VL's architecture."""
+    """The untrained model: 3.4 M parameters in Qwen2-VL's architecture."""
     texts = [example.query.text for example in data.train if example.query.text]
     texts += [item.text for item in data.candidates.values() if item.text]
     tokenizer = train_tokenizer(

@@ -33,6 +33,7 @@ def manifest(model_id: str) -> Manifest:
     return Manifest(
         model_id=model_id,
         base_model="test",
+        source="test",
         kept_layers=(0,),
         total_layers=2,
         dimension=HashEncoder.dimension,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
 
 from puma_edge.errors import PumaError, UsageError
-from puma_edge.images import PixelLimits, normalize
+from puma_edge.images import PixelLimits, UInt8, normalize
 from puma_edge.inputs import Batch, InputSpec, Positions
 from puma_edge.prompts import PAD, SPECIAL_TOKENS, PromptFormat, PromptTokenizer
 
@@ -197,10 +198,29 @@ def prune(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
 
 def image_tokens(model: Any, batch: Batch) -> Tensor:
     """The vision tower's output [image tokens, hidden] for a batch's images, in order."""
+    return _vision(model, batch.real_patches(), batch.image_sizes)
+
+
+def vision_tokens(
+    model: Any, images: Sequence[UInt8], sizes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, ...]:
+    """The vision tower's output [tokens, hidden] for each image, given as patches [n, 588].
+
+    Args:
+        model: a `Qwen2VLModel`, or one that peft has wrapped.
+        images: the patches of each image.
+        sizes: (rows, columns) of patches of each.
+    """
+    merged = model.config.vision_config.spatial_merge_size**2
+    tokens = _vision(model, np.concatenate(images), sizes)
+    return torch.split(tokens, [len(image) // merged for image in images])
+
+
+def _vision(model: Any, patches: UInt8, sizes: Sequence[tuple[int, int]]) -> Tensor:
     device = next(model.parameters()).device
-    pixels = normalize(batch.real_patches())
-    grids = torch.tensor([(1, *size) for size in batch.image_sizes], device=device)
-    tokens = model.visual(torch.from_numpy(pixels).to(device), grid_thw=grids).pooler_output
+    pixels = torch.from_numpy(normalize(patches)).to(device)
+    grids = torch.tensor([(1, *size) for size in sizes], device=device)
+    tokens = model.visual(pixels, grid_thw=grids).pooler_output
     assert isinstance(tokens, Tensor)
     return tokens
 

@@ -20,6 +20,7 @@ from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, SourceEncoder
 from puma_edge.errors import PumaError
 from puma_edge.evaluate import encode_all
+from puma_edge.frozen_vision import FrozenVision
 from puma_edge.inputs import Batch, Float32
 from puma_edge.losses import distillation_loss, hard_temperature, mac_loss
 from puma_edge.model import Checkpoint, ret_states
@@ -34,10 +35,13 @@ LORA_TARGETS = r".*language_model\.layers\.\d+\..*_proj"
 class StageTrainer(Trainer):
     """transformers' Trainer with one of PUMA's losses and the sampler above."""
 
-    def __init__(self, *, stage: StageConfig, distil: bool, **given: Any) -> None:
+    def __init__(
+        self, *, stage: StageConfig, distil: bool, vision: FrozenVision, **given: Any
+    ) -> None:
         """Take the stage's settings; `distil` chooses the loss."""
         self._stage = stage
         self._distil = distil
+        self._vision = vision
         super().__init__(**given)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -72,7 +76,10 @@ class StageTrainer(Trainer):
     ) -> Any:
         """The stage's loss of one batch; both sides go through the model."""
         batch: PairBatch = inputs["batch"]
-        queries, candidates = ret_states(model, batch.queries), ret_states(model, batch.candidates)
+        queries, candidates = (
+            ret_states(model, side, self._vision(model, side))
+            for side in (batch.queries, batch.candidates)
+        )
         device = queries.device
         if self._distil:
             assert batch.teacher_queries is not None
@@ -132,6 +139,7 @@ def run_stage(
     *,
     title: str,
     distil: bool,
+    vision: FrozenVision,
     config: TrainConfig,
 ) -> PeftModel:
     """Train adapters on `pairs`, write them and the log of losses to `out`; returns the model."""
@@ -142,6 +150,7 @@ def run_stage(
         trainer = StageTrainer(
             stage=stage,
             distil=distil,
+            vision=vision,
             model=peft,
             args=_arguments(len(pairs), stage, out, config),
             train_dataset=pairs,

@@ -15,6 +15,7 @@ from puma_edge.config import SAMPLE, SHAPE_PREFIX, StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, load_dataset
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.evaluate import evaluate, mean
+from puma_edge.frozen_vision import FrozenVision
 from puma_edge.merge import merge
 from puma_edge.model import Checkpoint, choose_layers, load, prune
 from puma_edge.pairs import Pairs
@@ -76,11 +77,12 @@ def train_from(
     text_pairs = _pairs(data, config.stage1, config.seed, task=TEXT_TO_TEXT)
     all_pairs = _pairs(data, config.stage2, config.seed)
 
-    teacher = _recall(checkpoint, data, config, f"teacher, {total} layers")
+    vision = FrozenVision()
+    teacher = _recall(checkpoint, data, config, vision, f"teacher, {total} layers")
     with Progress("teacher states for stage 1", 2 * len(text_pairs)) as progress:
         with_teacher(text_pairs, checkpoint, data, progress.update)
     checkpoint = prune(checkpoint, layers)
-    cut = _recall(checkpoint, data, config, f"cut to {keep} layers")
+    cut = _recall(checkpoint, data, config, vision, f"cut to {keep} layers")
 
     peft = run_stage(
         checkpoint,
@@ -90,6 +92,7 @@ def train_from(
         run / "stage1",
         title="stage 1, distillation",
         distil=True,
+        vision=vision,
         config=config,
     )
     checkpoint = merge(peft, checkpoint, run / "merged1")
@@ -101,10 +104,11 @@ def train_from(
         run / "stage2",
         title="stage 2, MAC-Loss",
         distil=False,
+        vision=vision,
         config=config,
     )
     checkpoint = merge(peft, checkpoint, run / "merged")
-    student = _recall(checkpoint, data, config, f"student, {keep} layers")
+    student = _recall(checkpoint, data, config, vision, f"student, {keep} layers")
     report = TrainReport(run, teacher, cut, student)
     _write_metrics(report)
     return report
@@ -168,11 +172,11 @@ def _balanced(examples: list[Example], count: int, seed: int) -> list[Example]:
 
 
 def _recall(
-    checkpoint: Checkpoint, data: Dataset, config: TrainConfig, title: str
+    checkpoint: Checkpoint, data: Dataset, config: TrainConfig, vision: FrozenVision, title: str
 ) -> dict[int, float]:
     if not config.evaluate or not data.examples["test"]:
         return {}
-    encoder = TorchEncoder(checkpoint.model)
+    encoder = TorchEncoder(checkpoint.model, vision)
     progress: Progress | None = None
 
     def show(done: int, total: int) -> None:

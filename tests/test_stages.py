@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, Source
+from puma_edge.frozen_vision import FrozenVision
 from puma_edge.model import Card, Checkpoint
 from puma_edge.pairs import Collator, DistinctSampler, Pair, Pairs
 from puma_edge.prompts import IMAGE_PAD, Modality
@@ -113,7 +114,7 @@ def test_a_stage_lowers_its_loss_and_touches_only_adapters(
     stage = StageConfig(batch=8, epochs=25, lr=5e-3, lora_r=4, lora_alpha=8, lora_dropout=0.0)
     run_stage(
         checkpoint, data, pairs, stage, tmp_path / "stage",
-        title="test", distil=distil, config=TrainConfig(),
+        title="test", distil=distil, vision=FrozenVision(), config=TrainConfig(),
     )  # fmt: skip
     import json
 

@@ -1,0 +1,156 @@
+"""The commands that make a bundle: train, merge, export, and recall of what came out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from puma_edge import report
+from puma_edge.cli_options import PARTIAL, Json, Keep, PrecisionOption, Seed, Settings, Threads
+from puma_edge.config import SAMPLE, ExportConfig, Gate, TrainConfig, read_config
+from puma_edge.errors import UsageError, require
+from puma_edge.runtimes.engine import PrecisionChoice
+
+
+def train(
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder in M-BEIR's format.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run folder; runs/<date> by default.")] = None,
+    keep_layers: Keep = None,
+    with_last: Annotated[
+        bool | None, typer.Option("--with-last/--first", help="First k-1 layers and the last.")
+    ] = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    config: Settings = None,
+    json_: Json = False,
+) -> None:
+    """Cut a model to k layers, distil, then train with MAC-Loss; LoRA throughout.
+
+    Without flags: the sample base from 8 to 4 layers on the sample data, in minutes on a CPU.
+
+    Example: `puma-edge train --model Qwen/Qwen2-VL-2B-Instruct --data mbeir/ --keep-layers 12`
+    """
+    require("peft", "train")
+    from puma_edge.sample import recipe_file
+    from puma_edge.train import train as run
+
+    is_sample = model in (None, SAMPLE) and data in (None, SAMPLE)
+    if config is None and is_sample and not Path("puma-edge.toml").is_file():
+        config = recipe_file()
+    settings = read_config(
+        "train",
+        TrainConfig,
+        config,
+        model=model,
+        data=data,
+        out=out,
+        keep_layers=keep_layers,
+        with_last=with_last,
+        seed=seed,
+        threads=threads,
+    )
+    report.show_training(run(settings), json_)
+
+
+def merge(
+    run: Annotated[Path | None, typer.Argument(help="A finished run; newest by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the merged model.")] = Path("merged"),
+    json_: Json = False,
+) -> None:
+    """Copy a run's model, its LoRA adapters folded in, to a folder that transformers opens.
+
+    Example: `puma-edge merge runs/2026-01-31_120000 --out merged/`
+    """
+    require("peft", "train")
+    from puma_edge.merge import merge_run
+    from puma_edge.train import newest_run
+
+    report.show({"merged": str(merge_run(run or newest_run(), out))}, json_)
+
+
+def export(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Merged model, run or shape:qwen2-vl-2b; newest run by default."),
+    ] = None,
+    model_option: Annotated[str | None, typer.Option("--model", help="The same, named.")] = None,
+    out: Annotated[str | None, typer.Option(help="The bundle's folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="Held-out queries, M-BEIR's format.")] = None,
+    keep_layers: Keep = None,
+    fp16: Annotated[bool | None, typer.Option("--fp16", help="FP16 graphs too.")] = None,
+    int8: Annotated[bool | None, typer.Option("--int8", help="INT8 graphs too.")] = None,
+    trt: Annotated[bool | None, typer.Option("--trt", help="TensorRT engines too.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Folder of images and texts for INT8 ranges.")
+    ] = None,
+    calibration_items: Annotated[
+        int | None, typer.Option(min=8, help="Items read for the INT8 ranges; 256 by default.")
+    ] = None,
+    gate: Annotated[Gate | None, typer.Option(help="What a failed parity check does.")] = None,
+    seed: Seed = None,
+    config: Settings = None,
+    json_: Json = False,
+) -> None:
+    """Write a bundle of ONNX graphs, proved against PyTorch before it replaces an old one.
+
+    Examples: `puma-edge export --int8`,
+    `puma-edge export merged/ --int8 --calibration photos/ --out bundle/`
+    """
+    require("onnxscript", "export")
+    require("onnxruntime", "cpu")
+    from puma_edge.export.command import run_export
+
+    if model and model_option:
+        raise UsageError(f"two models given, {model} and --model {model_option}; give one")
+    settings = read_config(
+        "export",
+        ExportConfig,
+        config,
+        model=model or model_option,
+        out=out,
+        data=data,
+        keep_layers=keep_layers,
+        fp16=fp16,
+        int8=int8,
+        trt=trt,
+        calibration=calibration,
+        calibration_items=calibration_items,
+        gate=gate,
+        seed=seed,
+    )
+    result = run_export(settings, lambda text: print(f"export: {text}", file=sys.stderr))
+    report.show_export(result, json_)
+    if settings.trt:
+        _explain_tensorrt()
+
+
+def _explain_tensorrt() -> None:
+    """This version builds no engines: say what is there, and leave with the code for a part."""
+    print(
+        "puma-edge: --trt given, but no TensorRT engine was built: this version exports ONNX "
+        "graphs only; they build with trtexec --onnx=bundle/text.fp32.onnx on a device with "
+        "TensorRT 10.3 or newer. The ONNX bundle is complete.",
+        file=sys.stderr,
+    )
+    raise typer.Exit(PARTIAL)
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A bundle, or a model folder.")] = "bundle",
+    data: Annotated[str, typer.Option(help="Folder in M-BEIR's format.")] = SAMPLE,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    precision: PrecisionOption = PrecisionChoice.AUTO,
+    threads: Threads = None,
+    json_: Json = False,
+) -> None:
+    """Recall@5 of a bundle or a model, task by task.
+
+    Example: `puma-edge eval bundle --precision int8 --data mbeir/`
+    """
+    from puma_edge.commands import run_eval
+
+    report.show_recall({target: run_eval(target, data, split, precision, threads)}, json_)

@@ -1,0 +1,23 @@
+"""What several commands take, and the exit code of a command that did part of its work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from puma_edge.runtimes.engine import PrecisionChoice, Runtime
+
+PARTIAL = 3  # exit code: done in part
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+BundleFolder = Annotated[Path, typer.Option(help="The exported bundle.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all by default.")]
+Settings = Annotated[
+    Path | None, typer.Option("--config", help="Settings; ./puma-edge.toml if it is there.")
+]
+Keep = Annotated[int | None, typer.Option("--keep-layers", help="Decoder layers that stay.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all that is drawn.")]
+RuntimeOption = Annotated[Runtime, typer.Option(help="Engine.")]
+PrecisionOption = Annotated[PrecisionChoice, typer.Option(help="Arithmetic; auto: INT8 if there.")]

@@ -140,7 +140,7 @@ def graph_files(precision: Precision) -> dict[str, str]:
 def open_encoder(folder: Path, precision: Precision) -> OrtEncoder:
     """ONNX Runtime over the graphs of a bundle that is not sealed yet."""
     names = graph_files(precision)
-    return OrtEncoder(folder / names["vision"], folder / names["text"])
+    return OrtEncoder(lambda: folder / names["vision"], folder / names["text"])
 
 
 def describe(checkpoint: Checkpoint, source: str) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from puma_edge.bundle import Bundle, Precision
 from puma_edge.errors import PumaError, UsageError
@@ -67,11 +68,12 @@ def open_engine(
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: give 1 or more")
     chosen = _precision(bundle, precision)
-    vision, text = bundle.graph(chosen, "vision"), bundle.graph(chosen, "text")
+    text = bundle.graph(chosen, "text")
     match runtime:
         case Runtime.AUTO | Runtime.ORT:
             from puma_edge.runtimes.ort import OrtEncoder
 
+            vision = partial(bundle.graph, chosen, "vision")
             return Engine(OrtEncoder(vision, text, threads=threads), chosen)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ class OrtEncoder:
 
     def __init__(
         self,
-        vision: Path,
+        vision: Callable[[], Path],
         text: Path,
         *,
         providers: Sequence[str] = (CPU,),
         threads: int | None = None,
     ) -> None:
-        """Load both graphs.
+        """Load the text graph; the vision graph waits for the first image.
 
         Args:
-            vision: the vision graph's file.
+            vision: tells the vision graph's file: whoever has words alone never reads it.
             text: the text graph's file.
             providers: execution providers; nothing but these is used, except that the CPU takes
                 the shape arithmetic a graph carries beside its products.
@@ -46,14 +47,19 @@ class OrtEncoder:
             PumaError: the installed build lacks a provider, or cannot load a graph.
         """
         self.provider = f"ort:{providers[0].removesuffix('ExecutionProvider').lower()}"
-        self._vision = open_session(vision, providers, threads)
+        self._vision_file, self._providers, self._threads = vision, providers, threads
         self._text = open_session(text, providers, threads)
         self.dimension = int(self._text.get_outputs()[0].shape[-1])
+
+    @cached_property
+    def _vision(self) -> Any:
+        return open_session(self._vision_file(), self._providers, self._threads)
 
     def encode(self, batch: Batch) -> Float32:
         """Embeddings [B, dimension] of a batch, L2-normalised.
 
-        The vision graph runs only where there are images.
+        Raises:
+            PumaError: the vision graph, asked for here first, cannot be loaded.
         """
         if len(batch.n_patches):
             tokens = self._vision.run(None, vision_feeds(batch))[0]

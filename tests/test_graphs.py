@@ -62,7 +62,8 @@ def expected(model: Qwen2VLModel) -> Float32:
 
 def encoder(folder: Path, precision: str) -> OrtEncoder:
     names = (folder / f"{part}.{precision}.onnx" for part in PARTS)
-    return OrtEncoder(*names, threads=1)
+    vision, text = names
+    return OrtEncoder(lambda: vision, text, threads=1)
 
 
 def embed(engine: OrtEncoder, items: Sequence[Encoded]) -> Float32:
@@ -171,6 +172,21 @@ def test_other_models_are_refused(model: Qwen2VLModel) -> None:
     with pytest.raises(PumaError, match="only transformers' Qwen2VLModel"):
         check_model(torch.nn.Linear(2, 2))
     check_model(model)
+
+
+def test_words_alone_never_open_the_vision_graph(folder: Path, expected: Float32) -> None:
+    asked: list[str] = []
+
+    def vision() -> Path:
+        asked.append("vision")
+        return folder / "vision.fp32.onnx"
+
+    engine = OrtEncoder(vision, folder / "text.fp32.onnx", threads=1)
+    np.testing.assert_allclose(embed(engine, [ITEMS[0], ITEMS[3]]), expected[[0, 3]], atol=4e-6)
+    assert asked == []
+    for _ in range(2):
+        np.testing.assert_allclose(embed(engine, [ITEMS[1]]), expected[[1]], atol=4e-6)
+    assert asked == ["vision"]
 
 
 def test_a_missing_provider_is_an_error(folder: Path) -> None:

@@ -56,7 +56,8 @@ def report(folder: Path) -> dict[str, Any]:
 
 def encoder(folder: Path, precision: str = "int8") -> OrtEncoder:
     names = (folder / f"{part}.{precision}.onnx" for part in ("vision", "text"))
-    return OrtEncoder(*names, threads=1)
+    vision, text = names
+    return OrtEncoder(lambda: vision, text, threads=1)
 
 
 def cosines(model: Qwen2VLModel, folder: Path) -> Float32:

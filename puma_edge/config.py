@@ -68,7 +68,8 @@ class TrainConfig:
         with_last: keep the first k-1 and the last instead of the first k.
         stage1: layer-pruned self-distillation, on text-text pairs.
         stage2: MAC-Loss, on all tasks.
-        device_batch: pairs a device sees at once, 0 for the whole batch; the rest is accumulated.
+        device_batch: pairs a device holds at once, 0 for its whole share; gradient caching makes
+            the result that of the whole batch, for one more forward pass.
         seed: of everything that is drawn.
         threads: CPU threads, 0 for PyTorch's own choice.
         evaluate: measure recall of the teacher, the cut and the student on the test queries.

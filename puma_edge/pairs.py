@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from puma_edge.data import Dataset, Example, SourceEncoder
-from puma_edge.inputs import Batch, Float32
+from puma_edge.inputs import Batch, Encoded, Float32
 from puma_edge.model import Checkpoint
 from puma_edge.prompts import Modality
 
@@ -32,10 +32,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """What one step sees: both sides, the answers' modalities [B], the teacher's states [B, d]."""
+    """What one step sees: both sides, the answers' modalities [B], the teacher's states [B, d].
 
-    queries: Batch
-    candidates: Batch
+    Each side comes in parts that fit in memory one at a time: one, if the whole does.
+    """
+
+    queries: tuple[Batch, ...]
+    candidates: tuple[Batch, ...]
     modalities: Tensor
     teacher_queries: Tensor | None
     teacher_candidates: Tensor | None
@@ -117,9 +120,10 @@ def _then(waiting: list[int], source: Iterator[int]) -> Iterator[int]:
 class Collator:
     """Makes a `PairBatch` of pairs."""
 
-    def __init__(self, checkpoint: Checkpoint, data: Dataset) -> None:
-        """Use the checkpoint's own preprocessing."""
+    def __init__(self, checkpoint: Checkpoint, data: Dataset, part: int = 0) -> None:
+        """Use the checkpoint's own preprocessing; at most `part` pairs a part, 0 for all."""
         self._spec = checkpoint.spec
+        self._part = part
         self._load = SourceEncoder(self._spec)
         self._candidates = data.candidates
 
@@ -130,10 +134,15 @@ class Collator:
         known = [pair.teacher for pair in pairs if pair.teacher is not None]
         sides = [torch.from_numpy(np.stack(side)) for side in zip(*known, strict=True)]
         batch = PairBatch(
-            queries=self._spec.collate(queries),
-            candidates=self._spec.collate(candidates),
+            queries=self._parts(queries),
+            candidates=self._parts(candidates),
             modalities=torch.tensor([MODALITIES[pair.example.target] for pair in pairs]),
             teacher_queries=sides[0] if sides else None,
             teacher_candidates=sides[1] if sides else None,
         )
         return {"batch": batch}
+
+    def _parts(self, items: Sequence[Encoded]) -> tuple[Batch, ...]:
+        size = self._part or len(items)
+        starts = range(0, len(items), size)
+        return tuple(self._spec.collate(items[start : start + size]) for start in starts)

@@ -1,121 +1,32 @@
-"""One stage of training: pairs, batches, and transformers' Trainer with one of PUMA's losses."""
+"""One stage of training: adapters, arguments, and the teacher's states."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, SourceEncoder
-from puma_edge.errors import PumaError
+from puma_edge.errors import UsageError
 from puma_edge.evaluate import encode_all
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.inputs import Batch, Float32
-from puma_edge.losses import distillation_loss, hard_temperature, mac_loss
 from puma_edge.model import Checkpoint, ret_states
-from puma_edge.pairs import Collator, DistinctSampler, Pair, PairBatch, Pairs
-from puma_edge.progress import Progress
+from puma_edge.pairs import Collator, Pair, Pairs
+from puma_edge.stage_trainer import StageProgress, StageTrainer, StateModel
 from puma_edge.torch_encoder import TorchEncoder
 
 WARM_UP = 0.03  # of a stage's steps
 LORA_TARGETS = r".*language_model\.layers\.\d+\..*_proj"
-
-
-class StageTrainer(Trainer):
-    """transformers' Trainer with one of PUMA's losses and the sampler above."""
-
-    def __init__(
-        self, *, stage: StageConfig, distil: bool, vision: FrozenVision, **given: Any
-    ) -> None:
-        """Take the stage's settings; `distil` chooses the loss."""
-        self._stage = stage
-        self._distil = distil
-        self._vision = vision
-        super().__init__(**given)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        dataset = self.train_dataset
-        assert isinstance(dataset, Pairs)
-        return DistinctSampler(dataset.pairs, self._stage.batch, self.args.seed)
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW in which decoder layer 0 may have a rate of its own."""
-        if self.optimizer is None:
-            first_lr = self._stage.first_layer_lr or self._stage.lr
-            groups: dict[float, list[nn.Parameter]] = {}
-            assert self.model is not None
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    lr = first_lr if ".layers.0." in name else self._stage.lr
-                    groups.setdefault(lr, []).append(parameter)
-            self.optimizer = torch.optim.AdamW(
-                [{"params": parameters, "lr": lr} for lr, parameters in groups.items()],
-                betas=(0.9, 0.98),
-                eps=1e-7,
-                weight_decay=0.0,
-            )
-        return self.optimizer
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The stage's loss of one batch; both sides go through the model."""
-        batch: PairBatch = inputs["batch"]
-        queries, candidates = (
-            ret_states(model, side, self._vision(model, side))
-            for side in (batch.queries, batch.candidates)
-        )
-        device = queries.device
-        if self._distil:
-            assert batch.teacher_queries is not None
-            assert batch.teacher_candidates is not None
-            return distillation_loss(
-                queries.float(),
-                candidates.float(),
-                batch.teacher_queries.to(device),
-                batch.teacher_candidates.to(device),
-            )
-        tau = hard_temperature(self.state.global_step / max(1, self.state.max_steps))
-        return mac_loss(queries.float(), candidates.float(), batch.modalities.to(device), tau)
-
-
-class StageProgress(TrainerCallback):
-    """The progress bar of one stage."""
-
-    def __init__(self, title: str) -> None:
-        """Name the stage."""
-        self._title = title
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Open the bar."""
-        self._progress = Progress(self._title, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-        """Move the bar and show loss, rate and temperature."""
-        if logs and "loss" in logs:
-            note = f"loss {logs['loss']:.3f} lr {logs['learning_rate']:.1e}"
-            self._progress.update(state.global_step, note)
-            if not math.isfinite(logs["loss"]):
-                raise PumaError(f"the loss is {logs['loss']} at step {state.global_step}; lower lr")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Close the bar."""
-        self._progress.close()
 
 
 def add_lora(checkpoint: Checkpoint, stage: StageConfig, seed: int) -> PeftModel:
@@ -147,14 +58,15 @@ def run_stage(
         # transformers 5 renames arguments that 4.57 still needs.
         warnings.simplefilter("ignore", FutureWarning)
         peft = add_lora(checkpoint, stage, config.seed)
+        if torch.cuda.is_available():
+            peft.gradient_checkpointing_enable({"use_reentrant": False})
         trainer = StageTrainer(
             stage=stage,
             distil=distil,
-            vision=vision,
-            model=peft,
+            model=StateModel(peft, vision),
             args=_arguments(len(pairs), stage, out, config),
             train_dataset=pairs,
-            data_collator=Collator(checkpoint, data),
+            data_collator=Collator(checkpoint, data, config.device_batch),
             callbacks=[StageProgress(title)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -168,11 +80,12 @@ def run_stage(
 
 def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    device_batch = min(stage.batch, config.device_batch or stage.batch)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
+    if stage.batch % ranks:
+        raise UsageError(f"a batch of {stage.batch} cannot be shared by {ranks} ranks alike")
     return TrainingArguments(
         output_dir=str(out),
-        per_device_train_batch_size=device_batch,
-        gradient_accumulation_steps=max(1, stage.batch // device_batch),
+        per_device_train_batch_size=stage.batch // ranks,
         num_train_epochs=stage.epochs,
         max_steps=stage.max_steps or -1,
         learning_rate=stage.lr,
@@ -180,7 +93,6 @@ def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -
         warmup_steps=math.ceil(WARM_UP * total_steps(pairs, stage)),
         max_grad_norm=1.0,
         bf16=on_gpu,
-        gradient_checkpointing=on_gpu,
         use_cpu=not on_gpu,
         seed=config.seed,
         logging_steps=1,

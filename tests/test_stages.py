@@ -99,7 +99,7 @@ def test_the_teachers_states_are_those_of_the_full_model(
     with_teacher(pairs, checkpoint, data, lambda done: None)
     batch = Collator(checkpoint, data)(pairs.pairs[:3])["batch"]
     assert batch.teacher_queries is not None
-    expected = StateEncoder(checkpoint.model).encode(batch.queries)
+    expected = StateEncoder(checkpoint.model).encode(batch.queries[0])
     assert np.allclose(batch.teacher_queries.numpy(), expected, atol=1e-5)
     assert batch.modalities.tolist() == [0, 0, 0]
 

@@ -1,0 +1,147 @@
+"""transformers' Trainer with PUMA's losses: large batches in parts, over ranks, with a bar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+
+from puma_edge.config import StageConfig
+from puma_edge.errors import PumaError
+from puma_edge.frozen_vision import FrozenVision
+from puma_edge.grad_cache import cached_backward
+from puma_edge.inputs import Batch
+from puma_edge.losses import distillation_loss, hard_temperature, mac_loss
+from puma_edge.model import ret_states
+from puma_edge.pairs import DistinctSampler, PairBatch, Pairs
+from puma_edge.progress import Progress
+
+
+class StateModel(nn.Module):
+    """A model whose forward is what training needs: batches in, states at `[RET]` out.
+
+    Being a module, it is what accelerate wraps for several ranks and for mixed precision.
+    """
+
+    def __init__(self, model: PeftModel, vision: FrozenVision) -> None:
+        """Take a model with adapters and what remembers its vision tower's tokens."""
+        super().__init__()
+        self.model = model
+        self._vision = vision
+
+    def forward(self, *parts: Batch) -> tuple[Tensor, ...]:
+        """The states [B, d] of each part."""
+        return tuple(ret_states(self.model, part, self._vision(self.model, part)) for part in parts)
+
+
+class StageTrainer(Trainer):
+    """transformers' Trainer with one of PUMA's losses and batches of distinct answers."""
+
+    def __init__(self, *, stage: StageConfig, distil: bool, **given: Any) -> None:
+        """Take the stage's settings; `distil` chooses the loss."""
+        self._stage = stage
+        self._distil = distil
+        super().__init__(**given)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        dataset = self.train_dataset
+        assert isinstance(dataset, Pairs)
+        return DistinctSampler(dataset.pairs, self._stage.batch, self.args.seed)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW in which decoder layer 0 may have a rate of its own."""
+        if self.optimizer is None:
+            first_lr = self._stage.first_layer_lr or self._stage.lr
+            groups: dict[float, list[nn.Parameter]] = {}
+            assert self.model is not None
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    lr = first_lr if ".layers.0." in name else self._stage.lr
+                    groups.setdefault(lr, []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [{"params": parameters, "lr": lr} for lr, parameters in groups.items()],
+                betas=(0.9, 0.98),
+                eps=1e-7,
+                weight_decay=0.0,
+            )
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The stage's loss of one batch; both sides go through the model in one call."""
+        batch: PairBatch = inputs["batch"]
+        return self._loss(batch, model(*batch.queries, *batch.candidates))
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One batch there and back; in parts, with cached gradients, where it comes in parts."""
+        batch: PairBatch = inputs["batch"]
+        if len(batch.queries) == 1:
+            whole: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return whole
+        model.train()
+
+        def backward(loss: Tensor, last: bool) -> None:
+            # Ranks exchange gradients once, when all parts have been added up.
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                self.accelerator.backward(loss)
+
+        return cached_backward(
+            [*batch.queries, *batch.candidates],
+            lambda part: model(part)[0],
+            lambda states: self._loss(batch, states),
+            backward,
+        )
+
+    def _loss(self, batch: PairBatch, states: Sequence[Tensor]) -> Tensor:
+        half = len(batch.queries)
+        queries, candidates = torch.cat(list(states[:half])), torch.cat(list(states[half:]))
+        device = queries.device
+        if self._distil:
+            assert batch.teacher_queries is not None
+            assert batch.teacher_candidates is not None
+            return distillation_loss(
+                queries.float(),
+                candidates.float(),
+                batch.teacher_queries.to(device),
+                batch.teacher_candidates.to(device),
+            )
+        tau = hard_temperature(self.state.global_step / max(1, self.state.max_steps))
+        return mac_loss(queries.float(), candidates.float(), batch.modalities.to(device), tau)
+
+
+class StageProgress(TrainerCallback):
+    """The progress bar of one stage."""
+
+    def __init__(self, title: str) -> None:
+        """Name the stage."""
+        self._title = title
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Open the bar."""
+        self._progress = Progress(self._title, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+        """Move the bar and show loss, rate and temperature."""
+        if logs and "loss" in logs:
+            note = f"loss {logs['loss']:.3f} lr {logs['learning_rate']:.1e}"
+            self._progress.update(state.global_step, note)
+            if not math.isfinite(logs["loss"]):
+                raise PumaError(f"the loss is {logs['loss']} at step {state.global_step}; lower lr")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Close the bar."""
+        self._progress.close()

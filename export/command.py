@@ -11,8 +11,9 @@ from puma_edge.data import Dataset
 from puma_edge.errors import UsageError
 from puma_edge.export.pipeline import ExportReport, Step, export
 from puma_edge.model import Checkpoint, choose_layers, load, prune
+from puma_edge.run_folder import METRICS, SETTINGS, newest_run
 from puma_edge.shapes import build_shape
-from puma_edge.train import METRICS, SETTINGS, newest_run, open_data
+from puma_edge.train import open_data
 
 MERGED = "merged"
 

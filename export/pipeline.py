@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from puma_edge.bundle import TOKENIZER, Manifest, Precision, replace_folder, seal
 from puma_edge.calibration.quantize import quantize_bundle_graphs
@@ -24,6 +21,7 @@ from puma_edge.export.material import COMPARED, Material, from_dataset, from_fol
 from puma_edge.export.parity import Parity, agreement, batch_cosine, compare, judge
 from puma_edge.export.precision import to_fp16
 from puma_edge.export.probe import write_probe
+from puma_edge.identity import model_id
 from puma_edge.inputs import Encoded, Float32, InputSpec
 from puma_edge.model import Checkpoint
 from puma_edge.runtimes.encoder import Encoder
@@ -159,23 +157,6 @@ def describe(checkpoint: Checkpoint, source: str) -> Manifest:
         instructions=card.instructions,
         versions={name: metadata.version(name) for name in PACKAGES},
     )
-
-
-def model_id(checkpoint: Checkpoint) -> str:
-    """Hash of all that decides an embedding; the same for every precision and engine."""
-    card = asdict(checkpoint.card)
-    # Not part of it: what the base was called, and what `search` asks by default.
-    del card["base_model"], card["instructions"]
-    digest = hashlib.sha256()
-    digest.update(json.dumps({**card, "pooling": "ret", "norm": "final"}, sort_keys=True).encode())
-    digest.update(checkpoint.tokenizer.to_str().encode())
-    for name, tensor in sorted(checkpoint.model.state_dict().items()):
-        digest.update(name.encode())
-        # bf16 is what merged weights are stored in: hashing them so, a model has one id whether
-        # it was loaded in bf16 or fp32.
-        rounded = tensor.detach().to("cpu", torch.bfloat16).contiguous()
-        digest.update(memoryview(rounded.view(torch.int16).numpy()).cast("B"))
-    return digest.hexdigest()[:16]
 
 
 def _material(

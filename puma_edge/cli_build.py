@@ -67,7 +67,7 @@ def merge(
     """
     require("peft", "train")
     from puma_edge.merge import merge_run
-    from puma_edge.train import newest_run
+    from puma_edge.run_folder import newest_run
 
     report.show({"merged": str(merge_run(run or newest_run(), out))}, json_)
 

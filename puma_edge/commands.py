@@ -20,12 +20,12 @@ from puma_edge.export.parity import Parity, batch_cosine, compare, judge
 from puma_edge.export.probe import read_probe
 from puma_edge.inputs import InputSpec
 from puma_edge.progress import Progress
+from puma_edge.run_folder import METRICS
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.index import Index
 from puma_edge.sample import emoji_folder
 
-METRICS = "metrics.json"
 PACKAGES = {
     "onnxruntime": "cpu",
     "torch": "train",

@@ -70,6 +70,7 @@ class TrainConfig:
         stage2: MAC-Loss, on all tasks.
         device_batch: pairs a device holds at once, 0 for its whole share; gradient caching makes
             the result that of the whole batch, for one more forward pass.
+        save_steps: steps between two checkpoints, from which a killed run goes on.
         seed: of everything that is drawn.
         threads: CPU threads, 0 for PyTorch's own choice.
         evaluate: measure recall of the teacher, the cut and the student on the test queries.
@@ -87,6 +88,7 @@ class TrainConfig:
         default_factory=lambda: StageConfig(batch=600, lr=3e-4, lora_dropout=0.1)
     )
     device_batch: int = 0
+    save_steps: int = 50
     seed: int = 0
     threads: int = 0
     evaluate: bool = True

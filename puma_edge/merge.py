@@ -11,6 +11,7 @@ from peft import PeftModel
 from puma_edge.bundle import replace_folder
 from puma_edge.errors import PumaError
 from puma_edge.model import Checkpoint, save
+from puma_edge.run_folder import rank
 
 MERGE_DTYPE = torch.bfloat16
 
@@ -29,7 +30,9 @@ def merge(peft: PeftModel, checkpoint: Checkpoint, out: Path) -> Checkpoint:
         parameter.data = parameter.data.to(MERGE_DTYPE).to(parameter.dtype)
         parameter.requires_grad_(False)
     merged = Checkpoint(model, checkpoint.tokenizer, checkpoint.card)
-    save(merged, out, MERGE_DTYPE)
+    if rank() == 0:
+        with replace_folder(out) as work:
+            save(merged, work, MERGE_DTYPE)
     return merged
 
 

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
@@ -22,17 +21,24 @@ MODALITIES = {modality: number for number, modality in enumerate(Modality)}
 
 @dataclass(frozen=True)
 class Pair:
-    """A training example with one of its answers drawn."""
+    """A training example with one of its answers drawn.
 
+    Attributes:
+        row: its number among its stage's pairs, and in the teacher's states.
+        example: the query.
+        answer: the id of one of its right candidates.
+        instruction: the query's instruction.
+    """
+
+    row: int
     example: Example
     answer: str
     instruction: str
-    teacher: tuple[Float32, Float32] | None = None
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """What one step sees: both sides, the answers' modalities [B], the teacher's states [B, d].
+    """What one step sees: both sides, the answers' modalities [B], teacher's states [2, B, d].
 
     Each side comes in parts that fit in memory one at a time: one, if the whole does.
     """
@@ -40,8 +46,7 @@ class PairBatch:
     queries: tuple[Batch, ...]
     candidates: tuple[Batch, ...]
     modalities: Tensor
-    teacher_queries: Tensor | None
-    teacher_candidates: Tensor | None
+    teacher: Tensor | None
 
 
 class Pairs(TorchDataset[Pair]):
@@ -51,8 +56,13 @@ class Pairs(TorchDataset[Pair]):
         """Draw for each example one answer and one of its task's instructions."""
         draw = random.Random(seed)
         self.pairs = [
-            Pair(one, draw.choice(one.positives), draw.choice(data.instructions[one.modalities]))
-            for one in examples
+            Pair(
+                row,
+                one,
+                draw.choice(one.positives),
+                draw.choice(data.instructions[one.modalities]),
+            )
+            for row, one in enumerate(examples)
         ]
 
     def __len__(self) -> int:
@@ -120,10 +130,25 @@ def _then(waiting: list[int], source: Iterator[int]) -> Iterator[int]:
 class Collator:
     """Makes a `PairBatch` of pairs."""
 
-    def __init__(self, checkpoint: Checkpoint, data: Dataset, part: int = 0) -> None:
-        """Use the checkpoint's own preprocessing; at most `part` pairs a part, 0 for all."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        data: Dataset,
+        *,
+        part: int = 0,
+        teacher: Float32 | None = None,
+    ) -> None:
+        """Use the checkpoint's own preprocessing.
+
+        Args:
+            checkpoint: the model that is trained.
+            data: where the candidates are.
+            part: pairs of a part at most, 0 for all in one.
+            teacher: the teacher's states [2, pairs, d], where the loss needs them.
+        """
         self._spec = checkpoint.spec
         self._part = part
+        self._teacher = teacher
         self._load = SourceEncoder(self._spec)
         self._candidates = data.candidates
 
@@ -131,14 +156,13 @@ class Collator:
         """Tokenise, cut and pad both sides."""
         queries = [self._load(pair.example.query, pair.instruction) for pair in pairs]
         candidates = [self._load(self._candidates[pair.answer]) for pair in pairs]
-        known = [pair.teacher for pair in pairs if pair.teacher is not None]
-        sides = [torch.from_numpy(np.stack(side)) for side in zip(*known, strict=True)]
+        rows = [pair.row for pair in pairs]
+        states = None if self._teacher is None else torch.from_numpy(self._teacher[:, rows])
         batch = PairBatch(
             queries=self._parts(queries),
             candidates=self._parts(candidates),
             modalities=torch.tensor([MODALITIES[pair.example.target] for pair in pairs]),
-            teacher_queries=sides[0] if sides else None,
-            teacher_candidates=sides[1] if sides else None,
+            teacher=states,
         )
         return {"batch": batch}
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
@@ -22,6 +24,8 @@ from puma_edge.losses import distillation_loss, hard_temperature, mac_loss
 from puma_edge.model import ret_states
 from puma_edge.pairs import DistinctSampler, PairBatch, Pairs
 from puma_edge.progress import Progress
+
+CHECKPOINT, COMPLETE = "checkpoint-", "complete"
 
 
 class StateModel(nn.Module):
@@ -44,10 +48,9 @@ class StateModel(nn.Module):
 class StageTrainer(Trainer):
     """transformers' Trainer with one of PUMA's losses and batches of distinct answers."""
 
-    def __init__(self, *, stage: StageConfig, distil: bool, **given: Any) -> None:
-        """Take the stage's settings; `distil` chooses the loss."""
+    def __init__(self, *, stage: StageConfig, **given: Any) -> None:
+        """Take the stage's settings; batches with a teacher's states get stage 1's loss."""
         self._stage = stage
-        self._distil = distil
         super().__init__(**given)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -110,17 +113,50 @@ class StageTrainer(Trainer):
         half = len(batch.queries)
         queries, candidates = torch.cat(list(states[:half])), torch.cat(list(states[half:]))
         device = queries.device
-        if self._distil:
-            assert batch.teacher_queries is not None
-            assert batch.teacher_candidates is not None
-            return distillation_loss(
-                queries.float(),
-                candidates.float(),
-                batch.teacher_queries.to(device),
-                batch.teacher_candidates.to(device),
-            )
+        if batch.teacher is not None:
+            teacher = batch.teacher.to(device)
+            return distillation_loss(queries.float(), candidates.float(), teacher[0], teacher[1])
         tau = hard_temperature(self.state.global_step / max(1, self.state.max_steps))
         return mac_loss(queries.float(), candidates.float(), batch.modalities.to(device), tau)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the adapters alone: the rest of the model is where it was loaded from."""
+        self._states().model.save_pretrained(output_dir or str(self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        adapters = load_peft_weights(resume_from_checkpoint, device="cpu")
+        set_peft_model_state_dict(self._states().model, adapters)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        # PyTorch and safetensors tell of a full disk in types of their own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise PumaError(
+                f"cannot write a checkpoint to {self.args.output_dir} ({error}); free some space "
+                "and run the same command again: it goes on from the checkpoint before"
+            ) from error
+
+    def _states(self) -> StateModel:
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(model, StateModel)
+        return model
+
+
+class CompleteMark(TrainerCallback):
+    """Marks a checkpoint once all its files are written: a kill may come between two of them."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Mark the checkpoint of this step."""
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"{CHECKPOINT}{state.global_step}" / COMPLETE).touch()
+
+
+def last_checkpoint(stage: Path) -> str | None:
+    """The newest complete checkpoint of a stage's folder."""
+    found = [path.parent for path in stage.glob(f"{CHECKPOINT}*/{COMPLETE}")]
+    steps = {int(path.name.removeprefix(CHECKPOINT)): str(path) for path in found}
+    return steps[max(steps)] if steps else None
 
 
 class StageProgress(TrainerCallback):

@@ -1,12 +1,10 @@
-"""One stage of training: adapters, arguments, and the teacher's states."""
+"""One stage of training: adapters on a model, the trainer's arguments, what is written."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,15 +13,20 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from puma_edge.config import StageConfig, TrainConfig
-from puma_edge.data import Dataset, SourceEncoder
+from puma_edge.data import Dataset
 from puma_edge.errors import UsageError
-from puma_edge.evaluate import encode_all
 from puma_edge.frozen_vision import FrozenVision
-from puma_edge.inputs import Batch, Float32
-from puma_edge.model import Checkpoint, ret_states
-from puma_edge.pairs import Collator, Pair, Pairs
-from puma_edge.stage_trainer import StageProgress, StageTrainer, StateModel
-from puma_edge.torch_encoder import TorchEncoder
+from puma_edge.inputs import Float32
+from puma_edge.model import Checkpoint
+from puma_edge.pairs import Collator, Pairs
+from puma_edge.run_folder import ranks
+from puma_edge.stage_trainer import (
+    CompleteMark,
+    StageProgress,
+    StageTrainer,
+    StateModel,
+    last_checkpoint,
+)
 
 WARM_UP = 0.03  # of a stage's steps
 LORA_TARGETS = r".*language_model\.layers\.\d+\..*_proj"
@@ -49,11 +52,26 @@ def run_stage(
     out: Path,
     *,
     title: str,
-    distil: bool,
-    vision: FrozenVision,
     config: TrainConfig,
+    vision: FrozenVision,
+    teacher: Float32 | None = None,
 ) -> PeftModel:
-    """Train adapters on `pairs`, write them and the log of losses to `out`; returns the model."""
+    """Train adapters on `pairs`, going on from the last checkpoint in `out` if there is one.
+
+    Args:
+        checkpoint: the model; its weights stay as they are.
+        data: where the candidates are.
+        pairs: what to train on.
+        stage: the stage's settings.
+        out: gets the adapters, the log of losses, and checkpoints on the way.
+        title: what the progress bar says.
+        config: the run's settings.
+        vision: remembers image tokens.
+        teacher: states [2, pairs, d]; with them the loss is stage 1's, else stage 2's.
+
+    Returns:
+        the model with its adapters.
+    """
     with warnings.catch_warnings():
         # transformers 5 renames arguments that 4.57 still needs.
         warnings.simplefilter("ignore", FutureWarning)
@@ -62,30 +80,29 @@ def run_stage(
             peft.gradient_checkpointing_enable({"use_reentrant": False})
         trainer = StageTrainer(
             stage=stage,
-            distil=distil,
             model=StateModel(peft, vision),
             args=_arguments(len(pairs), stage, out, config),
             train_dataset=pairs,
-            data_collator=Collator(checkpoint, data, config.device_batch),
-            callbacks=[StageProgress(title)],
+            data_collator=Collator(checkpoint, data, part=config.device_batch, teacher=teacher),
+            callbacks=[StageProgress(title), CompleteMark()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        trainer.train()
-    peft.save_pretrained(str(out))
-    log = [row for row in trainer.state.log_history if "loss" in row]
-    (out / "log.json").write_text(json.dumps(log) + "\n", encoding="utf-8")
+        trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    if trainer.is_world_process_zero():
+        peft.save_pretrained(str(out))
+        log = [row for row in trainer.state.log_history if "loss" in row]
+        (out / "log.json").write_text(json.dumps(log) + "\n", encoding="utf-8")
     return peft
 
 
 def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
-    if stage.batch % ranks:
-        raise UsageError(f"a batch of {stage.batch} cannot be shared by {ranks} ranks alike")
+    if stage.batch % ranks():
+        raise UsageError(f"a batch of {stage.batch} cannot be shared by {ranks()} ranks alike")
     return TrainingArguments(
         output_dir=str(out),
-        per_device_train_batch_size=stage.batch // ranks,
+        per_device_train_batch_size=stage.batch // ranks(),
         num_train_epochs=stage.epochs,
         max_steps=stage.max_steps or -1,
         learning_rate=stage.lr,
@@ -96,7 +113,9 @@ def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -
         use_cpu=not on_gpu,
         seed=config.seed,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,  # the last may be half written when a run is killed
         report_to=[],
         remove_unused_columns=False,
         dataloader_drop_last=pairs >= stage.batch,
@@ -108,30 +127,3 @@ def total_steps(pairs: int, stage: StageConfig) -> int:
     """Optimiser steps of a stage."""
     steps = math.ceil(stage.epochs * max(1, pairs // stage.batch))
     return min(steps, stage.max_steps) if stage.max_steps else steps
-
-
-def with_teacher(
-    pairs: Pairs, teacher: Checkpoint, data: Dataset, progress: Callable[[int], None]
-) -> None:
-    """Give each pair the full model's states at `[RET]`, before its layers are cut."""
-    encoder = StateEncoder(teacher.model)
-    load = SourceEncoder(teacher.spec)
-    queries = [(pair.example.query, pair.instruction) for pair in pairs.pairs]
-    candidates = [(data.candidates[pair.answer], None) for pair in pairs.pairs]
-    states = encode_all(encoder, teacher.spec, [*queries, *candidates], load, progress)
-    half = len(queries)
-    pairs.pairs = [
-        Pair(pair.example, pair.answer, pair.instruction, (states[row], states[half + row]))
-        for row, pair in enumerate(pairs.pairs)
-    ]
-
-
-class StateEncoder(TorchEncoder):
-    """The states themselves, not normalised: what distillation compares."""
-
-    def encode(self, batch: Batch) -> Float32:
-        """States at `[RET]` after the final norm [B, d]."""
-        self._model.eval()
-        with torch.no_grad():
-            result: Float32 = ret_states(self._model, batch).float().cpu().numpy()
-        return result

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import random
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+import shutil
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from puma_edge.config import SAMPLE, SHAPE_PREFIX, StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, load_dataset
 from puma_edge.errors import PumaError, UsageError
-from puma_edge.evaluate import evaluate, mean
+from puma_edge.evaluate import RECALL_AT, evaluate, mean
 from puma_edge.frozen_vision import FrozenVision
+from puma_edge.inputs import Float32
 from puma_edge.merge import merge
 from puma_edge.model import Checkpoint, choose_layers, load, prune
 from puma_edge.pairs import Pairs
 from puma_edge.progress import Progress
+from puma_edge.run_folder import METRICS, Run, open_run, rank
 from puma_edge.sample import base_folder, emoji_folder
-from puma_edge.stages import run_stage, with_teacher
+from puma_edge.stage_trainer import CHECKPOINT
+from puma_edge.stages import run_stage
+from puma_edge.teacher_states import teacher_states
 from puma_edge.torch_encoder import TorchEncoder
 
 TEXT_TO_TEXT = 1
-RUNS = Path("runs")
-METRICS = "metrics.json"
-SETTINGS = "settings.json"
+STATES = "teacher-states"  # beside the runs, which share it
 
 
 @dataclass(frozen=True)
@@ -62,56 +65,72 @@ def train(config: TrainConfig) -> TrainReport:
     checkpoint = open_model(config.model)
     total = len(checkpoint.card.kept_layers)
     choose_layers(total, config.keep_layers or max(1, total // 2))
-    return train_from(checkpoint, data, config, _new_run(config.out))
+    with open_run(config) as run:
+        if run.resumed:
+            print(f"train: going on with {run.folder}", file=sys.stderr)
+        return train_from(checkpoint, data, config, run)
 
 
-def train_from(
-    checkpoint: Checkpoint, data: Dataset, config: TrainConfig, run: Path
-) -> TrainReport:
-    """Both stages on a loaded model, in place; writes adapters, merged models and the report."""
-    (run / SETTINGS).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+def train_from(checkpoint: Checkpoint, data: Dataset, config: TrainConfig, run: Run) -> TrainReport:
+    """Both stages on a loaded model, in place, each step of the way kept in the run's folder."""
     nn.Module.to(checkpoint.model, "cuda" if torch.cuda.is_available() else "cpu")
     total = len(checkpoint.card.kept_layers)
     keep = config.keep_layers or max(1, total // 2)
     layers = choose_layers(total, keep, with_last=config.with_last)
     text_pairs = _pairs(data, config.stage1, config.seed, task=TEXT_TO_TEXT)
     all_pairs = _pairs(data, config.stage2, config.seed)
-
     vision = FrozenVision()
-    teacher = _recall(checkpoint, data, config, vision, f"teacher, {total} layers")
-    with Progress("teacher states for stage 1", 2 * len(text_pairs)) as progress:
-        with_teacher(text_pairs, checkpoint, data, progress.update)
-    checkpoint = prune(checkpoint, layers)
-    cut = _recall(checkpoint, data, config, vision, f"cut to {keep} layers")
+    judge = Judge(data, config, run, vision)
 
-    peft = run_stage(
-        checkpoint,
-        data,
-        text_pairs,
-        config.stage1,
-        run / "stage1",
-        title="stage 1, distillation",
-        distil=True,
-        vision=vision,
-        config=config,
-    )
-    checkpoint = merge(peft, checkpoint, run / "merged1")
-    peft = run_stage(
-        checkpoint,
-        data,
-        all_pairs,
-        config.stage2,
-        run / "stage2",
-        title="stage 2, MAC-Loss",
-        distil=False,
-        vision=vision,
-        config=config,
-    )
-    checkpoint = merge(peft, checkpoint, run / "merged")
-    student = _recall(checkpoint, data, config, vision, f"student, {keep} layers")
-    report = TrainReport(run, teacher, cut, student)
-    _write_metrics(report)
-    return report
+    teacher = judge("teacher", checkpoint, f"teacher, {total} layers")
+    with Progress("teacher states for stage 1", 2 * len(text_pairs)) as progress:
+        folder = run.folder.parent / STATES
+        with PartialState().main_process_first():
+            states = teacher_states(checkpoint, data, text_pairs.pairs, folder, progress.update)
+    checkpoint = prune(checkpoint, layers)
+    cut = judge("cut", checkpoint, f"cut to {keep} layers")
+    checkpoint = _stage(checkpoint, data, text_pairs, config, run, vision, number=1, teacher=states)
+    checkpoint = _stage(checkpoint, data, all_pairs, config, run, vision, number=2)
+    student = judge("student", checkpoint, f"student, {keep} layers")
+    rows = {"teacher": teacher, "cut": cut, "student": student}
+    means = {name: {"mean": mean(row), "task": row} for name, row in rows.items() if row}
+    run.write(METRICS, {"recall_at": RECALL_AT, "recall": means})
+    return TrainReport(run.folder, teacher, cut, student)
+
+
+def _stage(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    pairs: Pairs,
+    config: TrainConfig,
+    run: Run,
+    vision: FrozenVision,
+    *,
+    number: int,
+    teacher: Float32 | None = None,
+) -> Checkpoint:
+    """One stage and its merge; if an earlier process has done it, its result."""
+    merged = run.folder / ("merged1" if number == 1 else "merged")
+    if not merged.is_dir():
+        peft = run_stage(
+            checkpoint,
+            data,
+            pairs,
+            config.stage1 if number == 1 else config.stage2,
+            run.folder / f"stage{number}",
+            title="stage 1, distillation" if number == 1 else "stage 2, MAC-Loss",
+            config=config,
+            vision=vision,
+            teacher=teacher,
+        )
+        checkpoint = merge(peft, checkpoint, merged)
+        if rank() == 0:
+            for one in (run.folder / f"stage{number}").glob(f"{CHECKPOINT}*"):
+                shutil.rmtree(one)
+        return checkpoint
+    done = load(str(merged))
+    nn.Module.to(done.model, next(checkpoint.model.parameters()).device)
+    return done
 
 
 def open_data(name: str) -> Dataset:
@@ -122,29 +141,6 @@ def open_data(name: str) -> Dataset:
 def open_model(name: str) -> Checkpoint:
     """A checkpoint by folder or hub id, or the sample base."""
     return load(str(base_folder()) if name == SAMPLE else name)
-
-
-def newest_run(runs: Path = RUNS) -> Path:
-    """The newest finished run.
-
-    Raises:
-        PumaError: there is none.
-    """
-    finished = [path.parent for path in runs.glob(f"*/{METRICS}")]
-    if not finished:
-        raise PumaError(f"no finished run in {runs}/; train one first: puma-edge train")
-    return max(finished, key=lambda run: (run / METRICS).stat().st_mtime)
-
-
-def _new_run(out: str) -> Path:
-    run = Path(out) if out else RUNS / datetime.now(timezone.utc).strftime("%Y-%m-%d_%H%M%S")
-    if (run / SETTINGS).exists():
-        raise PumaError(f"{run} holds a run already; choose another --out")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PumaError(f"cannot write to {run} ({error.strerror}); choose another --out") from None
-    return run
 
 
 def _pairs(data: Dataset, stage: StageConfig, seed: int, task: int | None = None) -> Pairs:
@@ -171,32 +167,39 @@ def _balanced(examples: list[Example], count: int, seed: int) -> list[Example]:
     return [many[place % len(many)] for many in by_task.values() for place in range(share)]
 
 
-def _recall(
-    checkpoint: Checkpoint, data: Dataset, config: TrainConfig, vision: FrozenVision, title: str
-) -> dict[int, float]:
-    if not config.evaluate or not data.examples["test"]:
-        return {}
-    encoder = TorchEncoder(checkpoint.model, vision)
-    progress: Progress | None = None
+@dataclass(frozen=True)
+class Judge:
+    """Measures recall on the test queries, once a run.
 
-    def show(done: int, total: int) -> None:
-        nonlocal progress
-        progress = progress or Progress(f"recall of the {title}", total)
-        progress.update(done)
+    Attributes:
+        data: the data set.
+        config: the run's settings.
+        run: where measurements are kept.
+        vision: remembers image tokens.
+    """
 
-    recall = evaluate(encoder, checkpoint.spec, data, "test", progress=show)
-    if progress is not None:
-        progress.close()
-    return recall
+    data: Dataset
+    config: TrainConfig
+    run: Run
+    vision: FrozenVision
 
+    def __call__(self, name: str, checkpoint: Checkpoint, title: str) -> dict[int, float]:
+        """Recall of a model by task, of this process or of the one it goes on for."""
+        if not self.config.evaluate or not self.data.examples["test"]:
+            return {}
+        known = self.run.recall().get(name)
+        if known is not None:
+            return known
+        encoder = TorchEncoder(checkpoint.model, self.vision)
+        progress: Progress | None = None
 
-def _write_metrics(report: TrainReport) -> None:
-    """Write the report; a run counts as finished once it is there."""
-    rows = {"teacher": report.teacher, "cut": report.cut, "student": report.student}
-    metrics = {
-        name: {"mean": mean(recall), "task": recall} for name, recall in rows.items() if recall
-    }
-    text = json.dumps({"recall_at": 5, "recall": metrics}, indent=2) + "\n"
-    work = report.run / f".{METRICS}"
-    work.write_text(text, encoding="utf-8")
-    work.rename(report.run / METRICS)
+        def show(done: int, total: int) -> None:
+            nonlocal progress
+            progress = progress or Progress(f"recall of the {title}", total)
+            progress.update(done)
+
+        recall = evaluate(encoder, checkpoint.spec, self.data, "test", progress=show)
+        if progress is not None:
+            progress.close()
+        self.run.keep_recall(name, recall)
+        return recall

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +140,32 @@ def test_train_merge_and_export_the_newest_run(tmp_path: Path, small_data: Path)
     assert manifest["parity"]["fp32"]["max_difference"] < 1e-4
 
 
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small_data: Path) -> None:
+    settings = TINY.replace("DATA", str(small_data)).replace("max_steps = 2", "max_steps = 6")
+    settings = settings.replace("[train]", "[train]\nsave_steps = 1\nevaluate = false")
+    (tmp_path / "puma-edge.toml").write_text(settings)
+    command = [sys.executable, "-m", "puma_edge", "train"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        until = time.monotonic() + 200
+        while not list(tmp_path.glob("runs/*/stage1/checkpoint-*/complete")):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.kill()
+    assert not list(tmp_path.glob("runs/*/metrics.json"))
+    done = puma("train", "--json", "--seed", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr  # other settings: another run
+    done = puma("train", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on with runs/" in done.stderr
+    first, second = sorted(path.parent for path in tmp_path.glob("runs/*/metrics.json"))
+    assert json.loads(done.stdout)["run"] == str(first.relative_to(tmp_path))
+    for stage in ("stage1", "stage2"):
+        assert len(json.loads((first / stage / "log.json").read_text())) == 6
+        assert not list(first.glob(f"{stage}/checkpoint-*"))
+    assert not list(second.glob("lock"))
+
+
 def test_broken_files_are_quarantined_with_exit_code_3(work: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -176,7 +205,7 @@ BAD = [
     (("train", "--model", "no/model", "--data", "SMALL"), None, 1, "no model at 'no/model'"),
     (("train", "--keep-layers", "9", "--data", "SMALL"), None, 2, "give 1 to 8"),
     (("train", "--keep-layers", "-1", "--data", "SMALL"), None, 2, "give 1 to 8"),
-    (("train", "--out", "file/run", "--data", "SMALL"), None, 1, "cannot write to"),
+    (("train", "--out", "file/run", "--data", "SMALL"), None, 1, "cannot write"),
     (("export",), None, 1, "no finished run"),
     (("export", "shape:none"), None, 2, "unknown shape"),
     (("export", "empty", "--data", "SMALL"), None, 1, "no config.json"),

@@ -200,7 +200,7 @@ def test_a_stage_in_parts_has_the_losses_of_one_in_one_piece(
     for size in (0, 3):
         run_stage(
             make_checkpoint(tokenizer), data, Pairs(data, examples, seed=0), stage,
-            tmp_path / str(size), title="test", distil=False, vision=FrozenVision(),
+            tmp_path / str(size), title="test", vision=FrozenVision(),
             config=TrainConfig(device_batch=size),
         )  # fmt: skip
         rows = json.loads((tmp_path / str(size) / "log.json").read_text())

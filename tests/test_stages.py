@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +19,16 @@ from puma_edge.frozen_vision import FrozenVision
 from puma_edge.model import Card, Checkpoint
 from puma_edge.pairs import Collator, DistinctSampler, Pair, Pairs
 from puma_edge.prompts import IMAGE_PAD, Modality
-from puma_edge.stages import StateEncoder, run_stage, total_steps, with_teacher
+from puma_edge.stage_trainer import CompleteMark
+from puma_edge.stages import run_stage, total_steps
+from puma_edge.teacher_states import StateEncoder, teacher_states
 from tests.models import tiny_model
 
 
 def pair(number: int, positives: tuple[str, ...]) -> Pair:
     """A pair of words."""
     example = Example(f"1:{number}", 1, "1", Source(f"q{number}"), positives, Modality.TEXT)
-    return Pair(example, positives[0], "Find it.")
+    return Pair(number, example, positives[0], "Find it.")
 
 
 @given(
@@ -68,6 +72,11 @@ def test_steps_of_a_stage(pairs: int, stage: StageConfig, expected: int) -> None
 @pytest.fixture
 def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
     """A tiny random model."""
+    return tiny_checkpoint(tokenizer)
+
+
+def tiny_checkpoint(tokenizer: Tokenizer) -> Checkpoint:
+    """A tiny random model, the same each time."""
     pad = tokenizer.token_to_id(IMAGE_PAD)
     model = tiny_model(layers=3, vocabulary=tokenizer.get_vocab_size() + 1, image_token_id=pad)
     return Checkpoint(model, tokenizer, Card("tiny", (0, 1, 2), 3))
@@ -93,15 +102,61 @@ def data(tmp_path: Path) -> Dataset:
 
 
 def test_the_teachers_states_are_those_of_the_full_model(
-    checkpoint: Checkpoint, data: Dataset
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
 ) -> None:
     pairs = Pairs(data, data.train, seed=0)
-    with_teacher(pairs, checkpoint, data, lambda done: None)
-    batch = Collator(checkpoint, data)(pairs.pairs[:3])["batch"]
-    assert batch.teacher_queries is not None
-    expected = StateEncoder(checkpoint.model).encode(batch.queries[0])
-    assert np.allclose(batch.teacher_queries.numpy(), expected, atol=1e-5)
+    states = teacher_states(checkpoint, data, pairs.pairs, tmp_path)
+    chosen = [pairs[5], pairs[0], pairs[3]]
+    batch = Collator(checkpoint, data, teacher=states)(chosen)["batch"]
+    assert batch.teacher is not None
+    encoder = StateEncoder(checkpoint.model)
+    for found, (side,) in zip(batch.teacher, (batch.queries, batch.candidates), strict=True):
+        assert np.allclose(found.numpy(), encoder.encode(side), atol=1e-5)
     assert batch.modalities.tolist() == [0, 0, 0]
+
+
+def test_states_are_computed_once_for_a_model_and_its_texts(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = Pairs(data, data.train, seed=0).pairs
+    first = np.array(teacher_states(checkpoint, data, pairs, tmp_path))
+    calls: list[int] = []
+    encode = StateEncoder.encode
+    monkeypatch.setattr(
+        StateEncoder, "encode", lambda self, batch: calls.append(1) or encode(self, batch)
+    )
+    assert np.array_equal(teacher_states(checkpoint, data, pairs, tmp_path), first)
+    assert calls == []
+    teacher_states(checkpoint, data, pairs[1:], tmp_path)
+    assert len(calls) == 1
+    with torch.no_grad():
+        next(checkpoint.model.parameters()).mul_(1.5)
+    teacher_states(checkpoint, data, pairs, tmp_path)
+    assert len(calls) == 2
+    assert len(list(tmp_path.glob("*.npy"))) == 3
+
+
+def test_interrupted_states_go_on_and_are_the_same(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puma_edge.teacher_states.BATCH", 3)
+    monkeypatch.setattr("puma_edge.teacher_states.BATCHES_BETWEEN_MARKS", 2)
+    pairs = Pairs(data, data.train, seed=0).pairs
+    whole = np.array(teacher_states(checkpoint, data, pairs, tmp_path / "whole"))
+    seen: list[int] = []
+
+    def stop(done: int) -> None:
+        seen.append(done)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher_states(checkpoint, data, pairs, tmp_path / "cut", stop)
+    again: list[int] = []
+    found = teacher_states(checkpoint, data, pairs, tmp_path / "cut", again.append)
+    assert again[0] == 9  # two batches were sure, so the third comes first
+    assert np.array_equal(found, whole)
+    assert [path.suffix for path in (tmp_path / "cut").iterdir()] == [".npy"]
 
 
 @pytest.mark.parametrize("distil", [True, False])
@@ -109,15 +164,13 @@ def test_a_stage_lowers_its_loss_and_touches_only_adapters(
     checkpoint: Checkpoint, data: Dataset, tmp_path: Path, distil: bool
 ) -> None:
     pairs = Pairs(data, data.train, seed=0)
-    with_teacher(pairs, checkpoint, data, lambda done: None)
+    states = teacher_states(checkpoint, data, pairs.pairs, tmp_path) if distil else None
     before = {name: p.clone() for name, p in checkpoint.model.named_parameters()}
     stage = StageConfig(batch=8, epochs=25, lr=5e-3, lora_r=4, lora_alpha=8, lora_dropout=0.0)
     run_stage(
         checkpoint, data, pairs, stage, tmp_path / "stage",
-        title="test", distil=distil, vision=FrozenVision(), config=TrainConfig(),
+        title="test", vision=FrozenVision(), config=TrainConfig(), teacher=states,
     )  # fmt: skip
-    import json
-
     log = json.loads((tmp_path / "stage" / "log.json").read_text())
     assert len(log) == 25
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
@@ -127,3 +180,53 @@ def test_a_stage_lowers_its_loss_and_touches_only_adapters(
         if "lora_" not in name
     }
     assert all(torch.equal(after[name], values) for name, values in before.items())
+
+
+class Stopping(CompleteMark):
+    """Counts steps, and raises at the end of one, as Ctrl-C would."""
+
+    def __init__(self, step: int, counted: list[int]) -> None:
+        """Choose the step, 0 for none."""
+        self.step, self.counted = step, counted
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Count, and stop there."""
+        self.counted.append(state.global_step)
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("stop", "first"), [(1, 1), (4, 3), (5, 5), (9, 9)])
+@pytest.mark.parametrize("distil", [True, False])
+def test_a_stage_that_was_cut_off_has_the_losses_of_an_unbroken_one(
+    tokenizer: Tokenizer,
+    data: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+    first: int,
+    distil: bool,
+) -> None:
+    stage = StageConfig(batch=4, epochs=5, lr=5e-3, lora_r=4, lora_alpha=8, lora_dropout=0.2)
+    pairs = Pairs(data, data.train, seed=0)
+
+    def run(folder: Path) -> list[float]:
+        checkpoint = tiny_checkpoint(tokenizer)
+        states = teacher_states(checkpoint, data, pairs.pairs, tmp_path) if distil else None
+        run_stage(
+            checkpoint, data, pairs, stage, folder, title="test",
+            config=TrainConfig(save_steps=2), vision=FrozenVision(), teacher=states,
+        )  # fmt: skip
+        return [row["loss"] for row in json.loads((folder / "log.json").read_text())]
+
+    expected = run(tmp_path / "whole")
+    counted: list[int] = []
+    monkeypatch.setattr("puma_edge.stages.CompleteMark", lambda: Stopping(stop, counted))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    assert counted == list(range(1, stop + 1))
+    counted.clear()
+    stop = 0
+    assert run(tmp_path / "cut") == pytest.approx(expected, rel=1e-5)
+    # From the last checkpoint before the step that was stopped at.
+    assert counted == list(range(first, 11))

@@ -1,0 +1,28 @@
+"""What makes a model the model it is, as one hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+
+import torch
+
+from puma_edge.model import Checkpoint
+
+
+def model_id(checkpoint: Checkpoint) -> str:
+    """Hash of all that decides an embedding; the same for every precision and engine."""
+    card = asdict(checkpoint.card)
+    # Not part of it: what the base was called, and what `search` asks by default.
+    del card["base_model"], card["instructions"]
+    digest = hashlib.sha256()
+    digest.update(json.dumps({**card, "pooling": "ret", "norm": "final"}, sort_keys=True).encode())
+    digest.update(checkpoint.tokenizer.to_str().encode())
+    for name, tensor in sorted(checkpoint.model.state_dict().items()):
+        digest.update(name.encode())
+        # bf16 is what merged weights are stored in: hashing them so, a model has one id whether
+        # it was loaded in bf16 or fp32.
+        rounded = tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        digest.update(memoryview(rounded.view(torch.int16).numpy()).cast("B"))
+    return digest.hexdigest()[:16]

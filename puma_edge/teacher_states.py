@@ -1,0 +1,116 @@
+"""The teacher's states at `[RET]`, computed once and kept on disk.
+
+The teacher is frozen, so what it says of a text never changes: stage 1 needs none of its layers
+while it trains, and the next run on the same data needs no teacher at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from puma_edge.data import Dataset, Source, SourceEncoder
+from puma_edge.identity import model_id
+from puma_edge.inputs import Batch, Float32
+from puma_edge.model import Checkpoint, ret_states
+from puma_edge.pairs import Pair
+from puma_edge.runtimes.files import disk_errors, replacing
+from puma_edge.torch_encoder import TorchEncoder
+
+BATCH = 64
+BATCHES_BETWEEN_MARKS = 20  # after so many batches, what is done outlives a kill
+
+
+def teacher_states(
+    teacher: Checkpoint,
+    data: Dataset,
+    pairs: list[Pair],
+    folder: Path,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Float32:
+    """The states [2, pairs, d] of queries and candidates, memory-mapped from `folder`.
+
+    The file is named by model, preprocessing and texts; an interrupted computation goes on where
+    it was.
+
+    Args:
+        teacher: the full model.
+        data: where the candidates are.
+        pairs: what stage 1 trains on.
+        folder: where the states are kept.
+        progress: told how many of the 2 * pairs are done.
+    """
+    sources: list[tuple[Source, str | None]] = [
+        (pair.example.query, pair.instruction) for pair in pairs
+    ]
+    sources += [(data.candidates[pair.answer], None) for pair in pairs]
+    path = folder / f"{_key(teacher, sources)}.npy"
+    if not path.is_file():
+        with disk_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            _compute(teacher, sources, path, progress)
+    progress(len(sources))
+    states: Float32 = np.load(path, mmap_mode="r", allow_pickle=False)
+    return states.reshape(2, len(pairs), -1)
+
+
+def _key(teacher: Checkpoint, sources: list[tuple[Source, str | None]]) -> str:
+    digest = hashlib.sha256(model_id(teacher).encode())
+    for source, instruction in sources:
+        digest.update(repr((source.text, instruction)).encode())
+        for image in source.images:
+            digest.update(image.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compute(
+    teacher: Checkpoint,
+    sources: list[tuple[Source, str | None]],
+    path: Path,
+    progress: Callable[[int], None],
+) -> None:
+    """Fill `path`; the file of marks beside it says how many batches of it are sure."""
+    part, marks = path.with_suffix(".part.npy"), path.with_suffix(".done")
+    shape = (len(sources), teacher.dimension)
+    sure = int(marks.read_text()) if marks.is_file() and part.is_file() else 0
+    mode = "r+" if sure else "w+"
+    states = np.lib.format.open_memmap(part, mode=mode, dtype=np.float32, shape=shape)
+    encoder, load, spec = StateEncoder(teacher.model), SourceEncoder(teacher.spec), teacher.spec
+    for number, rows in enumerate(_batches(sources)):
+        if number < sure:
+            continue
+        states[rows] = encoder.encode(spec.collate([load(*sources[row]) for row in rows]))
+        progress(min((number + 1) * BATCH, len(sources)))
+        if (number + 1) % BATCHES_BETWEEN_MARKS == 0:
+            states.flush()
+            with replacing(marks) as file:
+                file.write(str(number + 1).encode())
+    states.flush()
+    part.rename(path)
+    marks.unlink(missing_ok=True)
+
+
+def _batches(sources: list[tuple[Source, str | None]]) -> Iterator[list[int]]:
+    """Rows of alike length, so that little is spent on padding."""
+    lengths = [
+        (len(source.images), len(source.text or "") + len(instruction or ""))
+        for source, instruction in sources
+    ]
+    order = sorted(range(len(sources)), key=lengths.__getitem__)
+    for start in range(0, len(order), BATCH):
+        yield order[start : start + BATCH]
+
+
+class StateEncoder(TorchEncoder):
+    """The states themselves, not normalised: what distillation compares."""
+
+    def encode(self, batch: Batch) -> Float32:
+        """States at `[RET]` after the final norm [B, d]."""
+        self._model.eval()
+        with torch.no_grad():
+            result: Float32 = ret_states(self._model, batch).float().cpu().numpy()
+        return result

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from puma_edge.bundle import Bundle
-from puma_edge.errors import PumaError, require
+from puma_edge.errors import PumaError
 
 BASELINES = ("torch-fp32", "torch-bf16")
 PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
@@ -251,39 +251,3 @@ def _commit() -> str:
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip()
-
-
-def draw_bench(report: BenchReport, out: Path) -> None:
-    """A bar for each backend in each case, on a logarithmic scale, as PNG.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    require("matplotlib", "plot")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    backends = list(report.peak_bytes)
-    cases = list(dict.fromkeys(row.case for row in report.rows))
-    colours = ["#9aa5b1", "#616e7c", "#63b3ed", "#2b6cb0"]
-    figure, plots = pyplot.subplots(1, len(cases), figsize=(3.4 * len(cases), 3.6))
-    for plot, case in zip(plots, cases, strict=True):
-        rows = {row.backend: row for row in report.rows if row.case == case}
-        for place, backend in enumerate(backends):
-            value = rows[backend].median_ms
-            plot.barh(place, value, color=colours[place % len(colours)], height=0.7)
-            faster = rows[backend].speedup.get(BASELINES[0])
-            label = "" if faster is None else f" {faster:.1f}x"
-            plot.text(value, place, label, va="center", fontsize=9)
-        plot.set_yticks(range(len(backends)), backends if plot is plots[0] else [])
-        plot.invert_yaxis()
-        plot.set_xlim(0, 1.25 * max(row.median_ms for row in rows.values()))
-        plot.set_title(case, fontsize=10)
-        plot.set_xlabel("median, ms")
-        plot.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{report.about['device']}, {report.about['threads']} threads", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(out, dpi=150)
-    pyplot.close(figure)

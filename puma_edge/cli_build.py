@@ -11,7 +11,7 @@ import typer
 from puma_edge import report
 from puma_edge.cli_options import PARTIAL, Json, Keep, PrecisionOption, Seed, Settings, Threads
 from puma_edge.config import SAMPLE, ExportConfig, Gate, TrainConfig, read_config
-from puma_edge.errors import UsageError, require
+from puma_edge.errors import MissingExtraError, UsageError, require
 from puma_edge.runtimes.engine import PrecisionChoice
 
 
@@ -35,6 +35,7 @@ def train(
     Example: `puma-edge train --model Qwen/Qwen2-VL-2B-Instruct --data mbeir/ --keep-layers 12`
     """
     require("peft", "train")
+    from puma_edge.plots import draw_losses
     from puma_edge.sample import recipe_file
     from puma_edge.train import train as run
 
@@ -53,7 +54,12 @@ def train(
         seed=seed,
         threads=threads,
     )
-    report.show_training(run(settings), json_)
+    result = run(settings)
+    report.show_training(result, json_)
+    try:
+        draw_losses(result.run, result.run / "loss.png")
+    except MissingExtraError as error:
+        report.say(f"no loss curve was drawn: {error}")
 
 
 def merge(

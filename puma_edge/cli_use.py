@@ -144,9 +144,10 @@ def bench(
 
     Example: `puma-edge bench --rounds 5`
     """
-    from puma_edge.bench import BenchConfig, draw_bench
+    from puma_edge.bench import BenchConfig
     from puma_edge.bench import bench as run
     from puma_edge.errors import MissingExtraError
+    from puma_edge.plots import draw_bench
     from puma_edge.progress import Progress
 
     settings = BenchConfig(str(bundle), model or "", threads or 0, rounds, seconds, batches)

@@ -73,6 +73,8 @@ class TrainConfig:
         save_steps: steps between two checkpoints, from which a killed run goes on.
         seed: of everything that is drawn.
         threads: CPU threads, 0 for PyTorch's own choice.
+        report_to: where transformers' Trainer reports besides, such as "tensorboard"; empty for
+            nowhere.
         evaluate: measure recall of the teacher, the cut and the student on the test queries.
     """
 
@@ -91,6 +93,7 @@ class TrainConfig:
     save_steps: int = 50
     seed: int = 0
     threads: int = 0
+    report_to: str = ""
     evaluate: bool = True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ from puma_edge.errors import PumaError
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.grad_cache import cached_backward
 from puma_edge.inputs import Batch
-from puma_edge.losses import distillation_loss, hard_temperature, mac_loss
+from puma_edge.losses import TAU_NORM, distillation_loss, hard_temperature, mac_loss
 from puma_edge.model import ret_states
 from puma_edge.pairs import DistinctSampler, PairBatch, Pairs
 from puma_edge.progress import Progress
@@ -51,6 +52,7 @@ class StageTrainer(Trainer):
     def __init__(self, *, stage: StageConfig, **given: Any) -> None:
         """Take the stage's settings; batches with a teacher's states get stage 1's loss."""
         self._stage = stage
+        self._tau = 0.0
         super().__init__(**given)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -116,8 +118,15 @@ class StageTrainer(Trainer):
         if batch.teacher is not None:
             teacher = batch.teacher.to(device)
             return distillation_loss(queries.float(), candidates.float(), teacher[0], teacher[1])
-        tau = hard_temperature(self.state.global_step / max(1, self.state.max_steps))
-        return mac_loss(queries.float(), candidates.float(), batch.modalities.to(device), tau)
+        self._tau = hard_temperature(self.state.global_step / max(1, self.state.max_steps))
+        modalities = batch.modalities.to(device)
+        return mac_loss(queries.float(), candidates.float(), modalities, self._tau)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what the Trainer does, and the temperatures of the step."""
+        if self._tau and "loss" in logs:
+            logs = {**logs, "tau_hard": self._tau, "tau_norm": TAU_NORM}
+        super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the adapters alone: the rest of the model is where it was loaded from."""
@@ -162,18 +171,23 @@ def last_checkpoint(stage: Path) -> str | None:
 class StageProgress(TrainerCallback):
     """The progress bar of one stage."""
 
-    def __init__(self, title: str) -> None:
-        """Name the stage."""
-        self._title = title
+    def __init__(self, title: str, batch: int) -> None:
+        """Name the stage, and say how many pairs a step takes."""
+        self._title, self._batch = title, batch
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Open the bar."""
         self._progress = Progress(self._title, state.max_steps)
+        self._start, self._first = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-        """Move the bar and show loss, rate and temperature."""
+        """Move the bar and show loss, rate, temperatures and speed."""
         if logs and "loss" in logs:
             note = f"loss {logs['loss']:.3f} lr {logs['learning_rate']:.1e}"
+            if "tau_hard" in logs:
+                note += f" tau {logs['tau_hard']:.3f}/{logs['tau_norm']:.3f}"
+            pairs = self._batch * (state.global_step - self._first)
+            note += f" {pairs / (time.monotonic() - self._start):.0f} pairs/s"
             self._progress.update(state.global_step, note)
             if not math.isfinite(logs["loss"]):
                 raise PumaError(f"the loss is {logs['loss']} at step {state.global_step}; lower lr")

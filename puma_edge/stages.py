@@ -84,7 +84,7 @@ def run_stage(
             args=_arguments(len(pairs), stage, out, config),
             train_dataset=pairs,
             data_collator=Collator(checkpoint, data, part=config.device_batch, teacher=teacher),
-            callbacks=[StageProgress(title), CompleteMark()],
+            callbacks=[StageProgress(title, stage.batch), CompleteMark()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
@@ -116,7 +116,7 @@ def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -
         save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=2,  # the last may be half written when a run is killed
-        report_to=[],
+        report_to=[config.report_to] if config.report_to else [],
         remove_unused_columns=False,
         dataloader_drop_last=pairs >= stage.batch,
         disable_tqdm=True,

@@ -128,7 +128,9 @@ def test_train_merge_and_export_the_newest_run(tmp_path: Path, small_data: Path)
     report = json.loads(done.stdout)
     assert set(report["recall"]) == {"teacher", "cut, untrained", "student"}
     run = tmp_path / report["run"]
-    assert {path.name for path in run.iterdir()} >= {"stage1", "merged1", "stage2", "metrics.json"}
+    assert {path.name for path in run.iterdir()} >= {
+        *("stage1", "merged1", "stage2", "metrics.json", "loss.png")
+    }
     assert puma("merge", "--out", "merged", cwd=tmp_path).returncode == 0
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     done = puma("export", "--trt", cwd=tmp_path)

@@ -1,0 +1,85 @@
+"""Results as pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from puma_edge.bench import BASELINES, BenchReport
+from puma_edge.errors import require
+
+
+def _pyplot() -> Any:
+    require("matplotlib", "plot")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw_losses(run: Path, out: Path) -> None:
+    """Loss of both stages by step, with learning rate and temperatures below, as PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    logs = {
+        title: json.loads((run / stage / "log.json").read_text(encoding="utf-8"))
+        for stage, title in (("stage1", "distillation"), ("stage2", "MAC-Loss"))
+    }
+    figure, plots = pyplot.subplots(2, 2, figsize=(8, 5), sharex="col", height_ratios=(2, 1))
+    for (title, rows), (above, below) in zip(logs.items(), plots.T, strict=True):
+        steps = [row["step"] for row in rows]
+        above.plot(steps, [row["loss"] for row in rows], color="#2b6cb0", linewidth=1)
+        above.set_title(title, fontsize=10)
+        below.plot(steps, [row["learning_rate"] for row in rows], color="#616e7c")
+        below.set_xlabel("step")
+        if "tau_hard" in rows[0]:
+            right = below.twinx()
+            for name, colour in (("tau_hard", "#c05621"), ("tau_norm", "#dd9c6b")):
+                right.plot(steps, [row[name] for row in rows], color=colour, label=name)
+            right.set_ylim(0, 0.035)
+            right.legend(fontsize=7, frameon=False)
+            right.spines[["top"]].set_visible(False)
+        for plot in (above, below):
+            plot.spines[["top", "right"]].set_visible(False)
+    plots[0, 0].set_ylabel("loss")
+    plots[1, 0].set_ylabel("learning rate")
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)
+
+
+def draw_bench(report: BenchReport, out: Path) -> None:
+    """A bar for each backend in each case, on a logarithmic scale, as PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    backends = list(report.peak_bytes)
+    cases = list(dict.fromkeys(row.case for row in report.rows))
+    colours = ["#9aa5b1", "#616e7c", "#63b3ed", "#2b6cb0"]
+    figure, plots = pyplot.subplots(1, len(cases), figsize=(3.4 * len(cases), 3.6))
+    for plot, case in zip(plots, cases, strict=True):
+        rows = {row.backend: row for row in report.rows if row.case == case}
+        for place, backend in enumerate(backends):
+            value = rows[backend].median_ms
+            plot.barh(place, value, color=colours[place % len(colours)], height=0.7)
+            faster = rows[backend].speedup.get(BASELINES[0])
+            label = "" if faster is None else f" {faster:.1f}x"
+            plot.text(value, place, label, va="center", fontsize=9)
+        plot.set_yticks(range(len(backends)), backends if plot is plots[0] else [])
+        plot.invert_yaxis()
+        plot.set_xlim(0, 1.25 * max(row.median_ms for row in rows.values()))
+        plot.set_title(case, fontsize=10)
+        plot.set_xlabel("median, ms")
+        plot.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{report.about['device']}, {report.about['threads']} threads", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)

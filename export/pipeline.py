@@ -151,6 +151,7 @@ def describe(checkpoint: Checkpoint, source: str) -> Manifest:
         kept_layers=card.kept_layers,
         total_layers=card.total_layers,
         dimension=checkpoint.dimension,
+        matryoshka=card.matryoshka,
         limits=card.limits,
         prompt=card.prompt,
         positions=card.positions,

@@ -50,6 +50,7 @@ class Manifest:
         dimension: length of an embedding.
         pooling: whose hidden state is taken: "ret", the `[RET]` token's.
         norm: "final": the state after the decoder's final norm, before L2 normalisation.
+        matryoshka: lengths to which training has made it fit to be cut.
         positions: how tokens are numbered.
         limits: pixel limits.
         prompt: the prompt format.
@@ -72,6 +73,7 @@ class Manifest:
     dimension: int
     limits: PixelLimits
     prompt: PromptFormat
+    matryoshka: tuple[int, ...] = ()
     positions: Positions = Positions.MROPE
     pooling: str = "ret"
     norm: str = "final"
@@ -111,6 +113,7 @@ class Manifest:
             )
         try:
             values["kept_layers"] = tuple(values["kept_layers"])
+            values["matryoshka"] = tuple(values["matryoshka"])
             values["limits"] = PixelLimits(**values["limits"])
             values["prompt"] = PromptFormat(**values["prompt"])
             values["positions"] = Positions(values["positions"])

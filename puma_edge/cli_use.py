@@ -48,6 +48,9 @@ def embed(
     found = scan(corpus)
     engine = open_engine(opened, runtime, precision, threads)
     _warn_gate(opened)
+    if dim and dim not in (opened.manifest.dimension, *opened.manifest.matryoshka):
+        trained = ", ".join(map(str, opened.manifest.matryoshka)) or "none"
+        report.say(f"warning: the model was not trained for {dim} dimensions (trained: {trained})")
     report.say(f"{corpus}: {found.seen} items, {found.size / 1e6:.1f} MB, {engine.name}")
     if found.unsupported:
         report.say(f"not supported, passed over: {found.describe_unsupported()}")

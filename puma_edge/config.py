@@ -73,6 +73,8 @@ class TrainConfig:
         save_steps: steps between two checkpoints, from which a killed run goes on.
         seed: of everything that is drawn.
         threads: CPU threads, 0 for PyTorch's own choice.
+        matryoshka: shorter embeddings that stage 2 trains too, as their dimensions (Kusupati et
+            al., 2022); PUMA trains none.
         report_to: where transformers' Trainer reports besides, such as "tensorboard"; empty for
             nowhere.
         evaluate: measure recall of the teacher, the cut and the student on the test queries.
@@ -93,6 +95,7 @@ class TrainConfig:
     save_steps: int = 50
     seed: int = 0
     threads: int = 0
+    matryoshka: tuple[int, ...] = ()
     report_to: str = ""
     evaluate: bool = True
 
@@ -179,6 +182,10 @@ def _convert(hint: Any, value: Any, where: str, default: Any) -> Any:
         except ValueError:
             choices = ", ".join(str(one.value) for one in hint)
             raise UsageError(f"{where}: {value!r} given, expected one of: {choices}") from None
+    if hint == tuple[int, ...]:
+        if not isinstance(value, list) or not all(type(one) is int for one in value):
+            raise UsageError(f"{where}: {value!r} given, expected a list of whole numbers")
+        return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

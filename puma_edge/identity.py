@@ -14,8 +14,9 @@ from puma_edge.model import Checkpoint
 def model_id(checkpoint: Checkpoint) -> str:
     """Hash of all that decides an embedding; the same for every precision and engine."""
     card = asdict(checkpoint.card)
-    # Not part of it: what the base was called, and what `search` asks by default.
-    del card["base_model"], card["instructions"]
+    # Not part of it: what the base was called, what `search` asks by default, and where whole
+    # embeddings may be cut.
+    del card["base_model"], card["instructions"], card["matryoshka"]
     digest = hashlib.sha256()
     digest.update(json.dumps({**card, "pooling": "ret", "norm": "final"}, sort_keys=True).encode())
     digest.update(checkpoint.tokenizer.to_str().encode())

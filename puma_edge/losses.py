@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, distributed
@@ -80,6 +81,24 @@ def mac_loss(
     same = modalities[:, None] == gather(modalities)[None, :]
     tau = torch.where(same, tau_hard, tau_norm).to(queries.dtype)
     return info_nce(queries, candidates, tau)
+
+
+def matryoshka(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    queries: Tensor,
+    candidates: Tensor,
+    dimensions: Sequence[int],
+) -> Tensor:
+    """Mean of a loss over whole embeddings and their first `dimensions` (Kusupati et al., 2022).
+
+    Args:
+        loss: of queries and candidates of any one length, which it normalises.
+        queries: [B, d].
+        candidates: [B, d].
+        dimensions: each less than d; none of them leaves the loss itself.
+    """
+    lengths = [*dimensions, queries.shape[1]]
+    return torch.stack([loss(queries[:, :n], candidates[:, :n]) for n in lengths]).mean()
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Card:
         limits: pixel limits.
         prompt: the prompt format.
         instructions: the generic instruction for each query modality.
+        matryoshka: dimensions to which embeddings may be cut because training did so.
     """
 
     base_model: str
@@ -48,6 +49,7 @@ class Card:
     limits: PixelLimits = field(default_factory=PixelLimits)
     prompt: PromptFormat = field(default_factory=PromptFormat)
     instructions: dict[str, str] = field(default_factory=lambda: dict(GENERIC_INSTRUCTIONS))
+    matryoshka: tuple[int, ...] = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Card:
@@ -56,6 +58,7 @@ class Card:
             **{
                 **values,
                 "kept_layers": tuple(values["kept_layers"]),
+                "matryoshka": tuple(values.get("matryoshka", ())),
                 "positions": Positions(values["positions"]),
                 "limits": PixelLimits(**values["limits"]),
                 "prompt": PromptFormat(**values["prompt"]),

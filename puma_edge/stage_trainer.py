@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from puma_edge.errors import PumaError
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.grad_cache import cached_backward
 from puma_edge.inputs import Batch
-from puma_edge.losses import TAU_NORM, distillation_loss, hard_temperature, mac_loss
+from puma_edge.losses import (
+    TAU_NORM,
+    distillation_loss,
+    hard_temperature,
+    mac_loss,
+    matryoshka,
+)
 from puma_edge.model import ret_states
 from puma_edge.pairs import DistinctSampler, PairBatch, Pairs
 from puma_edge.progress import Progress
@@ -49,9 +56,13 @@ class StateModel(nn.Module):
 class StageTrainer(Trainer):
     """transformers' Trainer with one of PUMA's losses and batches of distinct answers."""
 
-    def __init__(self, *, stage: StageConfig, **given: Any) -> None:
-        """Take the stage's settings; batches with a teacher's states get stage 1's loss."""
+    def __init__(self, *, stage: StageConfig, dimensions: Sequence[int] = (), **given: Any) -> None:
+        """Take the stage's settings; batches with a teacher's states get stage 1's loss.
+
+        MAC-Loss is taken of the first `dimensions` of the embeddings too.
+        """
         self._stage = stage
+        self._dimensions = dimensions
         self._tau = 0.0
         super().__init__(**given)
 
@@ -119,8 +130,8 @@ class StageTrainer(Trainer):
             teacher = batch.teacher.to(device)
             return distillation_loss(queries.float(), candidates.float(), teacher[0], teacher[1])
         self._tau = hard_temperature(self.state.global_step / max(1, self.state.max_steps))
-        modalities = batch.modalities.to(device)
-        return mac_loss(queries.float(), candidates.float(), modalities, self._tau)
+        loss = partial(mac_loss, modalities=batch.modalities.to(device), tau_hard=self._tau)
+        return matryoshka(loss, queries.float(), candidates.float(), self._dimensions)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what the Trainer does, and the temperatures of the step."""

@@ -80,6 +80,7 @@ def run_stage(
             peft.gradient_checkpointing_enable({"use_reentrant": False})
         trainer = StageTrainer(
             stage=stage,
+            dimensions=config.matryoshka,
             model=StateModel(peft, vision),
             args=_arguments(len(pairs), stage, out, config),
             train_dataset=pairs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,6 +65,10 @@ def train(config: TrainConfig) -> TrainReport:
     checkpoint = open_model(config.model)
     total = len(checkpoint.card.kept_layers)
     choose_layers(total, config.keep_layers or max(1, total // 2))
+    if wrong := [n for n in config.matryoshka if not 1 <= n < checkpoint.dimension]:
+        raise UsageError(
+            f"matryoshka {wrong[0]}: embeddings have {checkpoint.dimension} dimensions; give less"
+        )
     with open_run(config) as run:
         if run.resumed:
             print(f"train: going on with {run.folder}", file=sys.stderr)
@@ -77,6 +81,7 @@ def train_from(checkpoint: Checkpoint, data: Dataset, config: TrainConfig, run: 
     total = len(checkpoint.card.kept_layers)
     keep = config.keep_layers or max(1, total // 2)
     layers = choose_layers(total, keep, with_last=config.with_last)
+    checkpoint = replace(checkpoint, card=replace(checkpoint.card, matryoshka=config.matryoshka))
     text_pairs = _pairs(data, config.stage1, config.seed, task=TEXT_TO_TEXT)
     all_pairs = _pairs(data, config.stage2, config.seed)
     vision = FrozenVision()

@@ -51,6 +51,7 @@ def test_the_file_in_the_current_folder_is_found(
         ("[train]\nkeep_layer = 3\n", "unknown setting 'keep_layer' in \\[train\\]"),
         ("[train.stage1]\nrate = 3\n", "unknown setting 'rate' in \\[train\\] stage1"),
         ("[train]\nkeep_layers = 'four'\n", "keep_layers: 'four' given, expected int"),
+        ("[train]\nmatryoshka = [64, 'a']\n", "expected a list of whole numbers"),
         ("[train]\nseed = true\n", "seed: True given, expected int"),
         ("[export]\ngate = 'no'\n", "expected one of: fail, report"),
         ("[train\n", "cannot be read as settings"),

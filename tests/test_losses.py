@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from puma_edge.losses import distillation_loss, hard_temperature, info_nce, mac_loss
+from puma_edge.losses import distillation_loss, hard_temperature, info_nce, mac_loss, matryoshka
 
 
 def draw(seed: int, batch: int, width: int = 6) -> tuple[Tensor, Tensor]:
@@ -44,6 +44,18 @@ def test_info_nce_of_two_orthogonal_pairs_is_the_value_derived_by_hand() -> None
 def test_info_nce_of_embeddings_that_say_nothing_is_log_of_the_batch() -> None:
     same = torch.ones(7, 4)
     assert info_nce(same, same, 0.05).item() == pytest.approx(math.log(7), abs=1e-5)
+
+
+@pytest.mark.parametrize("dimensions", [(), (4,), (2, 5)])
+def test_matryoshka_is_the_mean_over_first_dimensions(dimensions: tuple[int, ...]) -> None:
+    queries, candidates = draw(3, 8)
+
+    def loss(q: Tensor, c: Tensor) -> Tensor:
+        return info_nce(q, c, 0.05)
+
+    parts = [loss(queries[:, :n], candidates[:, :n]) for n in (*dimensions, queries.shape[1])]
+    found = matryoshka(loss, queries, candidates, dimensions)
+    assert torch.allclose(found, sum(parts, torch.tensor(0.0)) / len(parts))
 
 
 def test_distillation_adds_the_squared_errors_with_the_papers_weights() -> None:

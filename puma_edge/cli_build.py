@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from puma_edge import report
-from puma_edge.cli_options import PARTIAL, Json, Keep, PrecisionOption, Seed, Settings, Threads
+from puma_edge.cli_options import PARTIAL, Json, Keep, Seed, Settings, Threads
 from puma_edge.config import SAMPLE, ExportConfig, Gate, TrainConfig, read_config
 from puma_edge.errors import MissingExtraError, UsageError, require
-from puma_edge.runtimes.engine import PrecisionChoice
+from puma_edge.evaluate import Pool, by_task
 
 
 def train(
@@ -146,17 +146,29 @@ def _explain_tensorrt() -> None:
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(help="A bundle, or a model folder.")] = "bundle",
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Bundles or model folders; ./bundle by default.")
+    ] = None,
     data: Annotated[str, typer.Option(help="Folder in M-BEIR's format.")] = SAMPLE,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    precision: PrecisionOption = PrecisionChoice.AUTO,
+    k: Annotated[int | None, typer.Option(help="Hits looked at; M-BEIR's 5 or 10.")] = None,
+    pool: Annotated[Pool, typer.Option(help="Among which candidates.")] = Pool.LOCAL,
+    plot: Annotated[Path | None, typer.Option(help="Draw the recall of all as a PNG.")] = None,
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
-    """Recall@5 of a bundle or a model, task by task.
+    """Recall and nDCG, task by task, with 95% intervals; several targets side by side.
 
-    Example: `puma-edge eval bundle --precision int8 --data mbeir/`
+    A bundle may name a precision after an @. Differences are to the first target, query by query.
+
+    Examples: `puma-edge eval bundle`, `puma-edge eval bundle@fp32 bundle@int8 --data mbeir/`
     """
-    from puma_edge.commands import run_eval
+    from puma_edge.commands import EvalConfig, run_eval
+    from puma_edge.plots import draw_recall
 
-    report.show_recall({target: run_eval(target, data, split, precision, threads)}, json_)
+    config = EvalConfig(data, split, k, pool, threads)
+    rows = {target: run_eval(target, config) for target in targets or ["bundle"]}
+    report.show_scores(rows, json_)
+    if plot is not None:
+        draw_recall({target: by_task(scores) for target, scores in rows.items()}, plot)
+        report.say(f"drawn: {plot}")

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,13 @@ from puma_edge.prompts import Modality
 
 SPLITS = ("train", "val", "test")
 # The eight tasks of M-BEIR by number; it has no task 5 (image to image and text).
-TASK_NUMBERS = (0, 1, 2, 3, 4, 6, 7, 8)
-TASK_NAME = re.compile(r"_task(\d+)_")
+TASK_NAMES = {
+    0: "t->i", 1: "t->t", 2: "t->(i,t)", 3: "i->t",
+    4: "i->i", 6: "(i,t)->t", 7: "(i,t)->i", 8: "(i,t)->(i,t)",
+}  # fmt: skip
+FILE_NAME = re.compile(
+    r"(?:mbeir_)?(?P<name>.*)_task(?P<task>\d+)_(?P<split>[a-z]+(?=_cand_pool))?"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Example:
         query: what is asked.
         positives: ids of the right candidates, at least one.
         target: the candidates' modality.
+        name: the data set's name, from the file's.
     """
 
     qid: str
@@ -59,6 +65,7 @@ class Example:
     query: Source
     positives: tuple[str, ...]
     target: Modality
+    name: str = ""
 
     @property
     def modalities(self) -> tuple[str, str, str]:
@@ -76,6 +83,8 @@ class Dataset:
         pools: task -> ids of every candidate of its local pool.
         candidates: id -> candidate.
         instructions: (query modality, candidate modality, data set) -> prompts.
+        local_pools: (task, data set's name, split) -> ids of that file's candidates; the split is
+            empty for a pool that serves all.
     """
 
     folder: Path
@@ -83,6 +92,14 @@ class Dataset:
     pools: dict[int, list[str]]
     candidates: dict[str, Source]
     instructions: dict[tuple[str, str, str], list[str]]
+    local_pools: dict[tuple[int, str, str], list[str]] = field(default_factory=dict)
+
+    def local_pool(self, task: int, name: str, split: str) -> list[str]:
+        """The candidates among which a data set's queries of a task look for their answers."""
+        for one in (split, ""):
+            if (task, name, one) in self.local_pools:
+                return self.local_pools[task, name, one]
+        return self.pools[task]
 
     @property
     def train(self) -> list[Example]:
@@ -103,15 +120,16 @@ def load_dataset(folder: Path) -> Dataset:
     """
     if not folder.is_dir():
         raise PumaError(f"no data folder at {folder}; give a folder in M-BEIR's format with --data")
-    pools: dict[int, list[str]] = {}
+    local_pools: dict[tuple[int, str, str], list[str]] = {}
     candidates: dict[str, Source] = {}
     targets: dict[int, Modality] = {}
     for path in sorted((folder / "cand_pool" / "local").glob("*_cand_pool.jsonl")):
-        task = _task(path)
+        name, task, split = _file_name(path)
+        pool = local_pools.setdefault((task, name, split), [])
         for row in read_jsonl(path):
             did = _field(row, "did", path)
             candidates.setdefault(did, _source(folder, row, "txt", "img_path", path))
-            pools.setdefault(task, []).append(did)
+            pool.append(did)
             targets[task] = Modality(row["modality"])
     examples = {
         split: [
@@ -121,23 +139,27 @@ def load_dataset(folder: Path) -> Dataset:
         ]
         for split in SPLITS
     }
+    pools: dict[int, list[str]] = {}
+    for (task, _, _), dids in local_pools.items():
+        pools[task] = list(dict.fromkeys([*pools.get(task, []), *dids]))
     if not pools or not examples["train"] + examples["val"] + examples["test"]:
         raise PumaError(
             f"{folder} holds no M-BEIR data; expected query/<split>/*_task<n>_*.jsonl and "
             "cand_pool/local/*_task<n>_cand_pool.jsonl"
         )
-    return Dataset(folder, examples, pools, candidates, _instructions(folder))
+    return Dataset(folder, examples, pools, candidates, _instructions(folder), local_pools)
 
 
-def _task(path: Path) -> int:
-    match = TASK_NAME.search(path.name)
+def _file_name(path: Path) -> tuple[str, int, str]:
+    """Data set, task and split that a file's name tells; a pool for all splits names none."""
+    match = FILE_NAME.match(path.name)
     if match is None:
         raise PumaError(f"{path} names no task; expected *_task<n>_* in the file name")
-    return int(match.group(1))
+    return match["name"], int(match["task"]), match["split"] or ""
 
 
 def _examples(folder: Path, path: Path, targets: dict[int, Modality]) -> Iterator[Example]:
-    task = _task(path)
+    name, task, _ = _file_name(path)
     if task not in targets:
         raise PumaError(f"{path}: there is no candidate pool for task {task} in {folder}")
     for row in read_jsonl(path):
@@ -146,7 +168,7 @@ def _examples(folder: Path, path: Path, targets: dict[int, Modality]) -> Iterato
         if not positives:
             continue
         query = _source(folder, row, "query_txt", "query_img_path", path)
-        yield Example(qid, task, qid.split(":")[0], query, positives, targets[task])
+        yield Example(qid, task, qid.split(":")[0], query, positives, targets[task], name)
 
 
 def _field(row: dict[str, Any], name: str, path: Path) -> Any:

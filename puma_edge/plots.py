@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from puma_edge.bench import BASELINES, BenchReport
+from puma_edge.data import TASK_NAMES
 from puma_edge.errors import require
 
 
@@ -80,6 +82,29 @@ def draw_bench(report: BenchReport, out: Path) -> None:
         plot.set_xlabel("median, ms")
         plot.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{report.about['device']}, {report.about['threads']} threads", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)
+
+
+def draw_recall(rows: Mapping[str, Mapping[int, float]], out: Path) -> None:
+    """Recall of each target by task, bars side by side, as PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    tasks = sorted({task for row in rows.values() for task in row})
+    figure, plot = pyplot.subplots(figsize=(1.5 + 1.1 * len(tasks), 3.4))
+    width = 0.8 / len(rows)
+    for number, (name, row) in enumerate(rows.items()):
+        places = [place + (number - (len(rows) - 1) / 2) * width for place in range(len(tasks))]
+        plot.bar(places, [row.get(task, 0.0) for task in tasks], width, label=name)
+    plot.set_xticks(range(len(tasks)), [TASK_NAMES.get(task, str(task)) for task in tasks])
+    plot.set_ylim(0, 1)
+    plot.set_ylabel("recall")
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.legend(frameon=False, fontsize=8, loc="upper center", ncols=4, bbox_to_anchor=(0.5, 1.15))
     figure.tight_layout()
     figure.savefig(out, dpi=150)
     pyplot.close(figure)

@@ -9,9 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from puma_edge.data import TASK_NAMES
+from puma_edge.evaluate import Score, by_task
+from puma_edge.metrics import bootstrap
 from puma_edge.runtimes.embedder import Report
 from puma_edge.runtimes.searcher import Hit, Query
 
@@ -19,11 +23,6 @@ if TYPE_CHECKING:
     from puma_edge.bench import BenchReport
     from puma_edge.export.pipeline import ExportReport
     from puma_edge.train import TrainReport
-
-TASK_NAMES = {
-    0: "t->i", 1: "t->t", 2: "t->(i,t)", 3: "i->t",
-    4: "i->i", 6: "(i,t)->t", 7: "(i,t)->i", 8: "(i,t)->(i,t)",
-}  # fmt: skip
 
 
 def say(text: str) -> None:
@@ -55,6 +54,59 @@ def show_recall(rows: Mapping[str, Mapping[int, float]], as_json: bool) -> None:
             cells = [f"{recall[task]:.3f}" for task in tasks]
             table.add_row(name, *cells, f"{_mean(recall):.3f}")
     _print(table)
+
+
+def show_scores(rows: Mapping[str, Sequence[Score]], as_json: bool) -> None:
+    """Scores of one or several targets, with intervals, and differences to the first."""
+    first = next(iter(rows.values()))
+    if as_json:
+        _print_json({name: _scores(scores, first) for name, scores in rows.items()})
+        return
+    for name, scores in rows.items():
+        table = Table("task", "data", "queries", "recall", "95%", "nDCG", title=name)
+        for one in scores:
+            low, high = bootstrap([one.recall])
+            table.add_row(
+                TASK_NAMES.get(one.task, str(one.task)),
+                one.dataset,
+                str(len(one.recall)),
+                f"{one.recall.mean():.3f} @{one.k}",
+                f"{low:.3f} to {high:.3f}",
+                f"{one.ndcg.mean():.3f}",
+            )
+        told = _scores(scores, first)
+        low, high = told["interval"]
+        table.add_row("mean", "", "", f"{told['mean']:.3f}", f"{low:.3f} to {high:.3f}")
+        _print(table)
+        if scores is not first:
+            low, high = told["difference_interval"]
+            change = f"{told['difference']:+.4f} (95% {low:+.4f} to {high:+.4f})"
+            print(f"{name} against {next(iter(rows))}: {change}")
+
+
+def _scores(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "mean": _mean(by_task(scores)),
+        "interval": bootstrap([one.recall for one in scores]),
+        "rows": [
+            {
+                "task": one.task,
+                "data": one.dataset,
+                "queries": len(one.recall),
+                "k": one.k,
+                "recall": float(one.recall.mean()),
+                "interval": bootstrap([one.recall]),
+                "ndcg": float(one.ndcg.mean()),
+            }
+            for one in scores
+        ],
+    }
+    if scores is not first:
+        # Query by query: what both find hard is no difference between them.
+        changes = [one.recall - base.recall for one, base in zip(scores, first, strict=True)]
+        told["difference"] = float(np.mean([change.mean() for change in changes]))
+        told["difference_interval"] = bootstrap(changes)
+    return told
 
 
 def show_training(report: TrainReport, as_json: bool) -> None:

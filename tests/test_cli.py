@@ -103,9 +103,21 @@ def test_info_check_eval_and_doctor(work: Path, small_data: Path) -> None:
     assert [row["precision"] for row in checked] == ["fp32", "fp16", "int8"]
     assert checked[0]["passed"]
     assert checked[0]["max_difference"] < 1e-4
-    done = puma("eval", "bundle", "--data", str(small_data), "--json", cwd=work)
-    recall = json.loads(done.stdout)["bundle"]
-    assert set(recall["task"]) == {"0", "1", "2", "3", "4", "6", "7", "8"}
+    precisions = ("bundle@fp32", "bundle@int8")
+    done = puma(
+        "eval", *precisions, "--data", str(small_data), "--plot", "recall.png", "--json", cwd=work
+    )
+    scores = json.loads(done.stdout)
+    assert set(scores) == set(precisions)
+    for score in scores.values():
+        assert [row["task"] for row in score["rows"]] == [0, 1, 2, 3, 4, 6, 7, 8]
+        assert score["interval"][0] <= score["mean"] <= score["interval"][1]
+    change = scores["bundle@int8"]["mean"] - scores["bundle@fp32"]["mean"]
+    assert scores["bundle@int8"]["difference"] == pytest.approx(change, abs=1e-6)
+    assert (work / "recall.png").stat().st_size > 5_000
+    done = puma("eval", "bundle@int9", "--data", str(small_data), cwd=work)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no precision 'int9'" in done.stderr
     assert "onnxruntime" in json.loads(puma("doctor", "--json", cwd=work).stdout)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from puma_edge.data import load_dataset
 from puma_edge.errors import PumaError
-from puma_edge.evaluate import evaluate, mean
+from puma_edge.evaluate import Pool, by_task, evaluate, mean, measure
 from puma_edge.inputs import Batch, Float32
 from puma_edge.prompts import Modality
 from tests.edge import small_spec
@@ -100,6 +100,34 @@ def test_recall_counts_the_queries_whose_answer_comes_first(
     recall = evaluate(LookUp(axes), spec, data, "test", k=1)
     assert recall == {1: expected}
     assert mean({1: 1.0, 2: 0.0}) == 0.5
+
+
+def test_answers_are_looked_for_in_the_data_sets_own_pool_or_in_all(folder: Path) -> None:
+    # A second data set of the same task, whose one candidate is what both queries look like.
+    row = {"did": "8:1", "txt": "fox", "img_path": None, "modality": "text"}
+    write(folder, "cand_pool/local/mbeir_other_task1_test_cand_pool.jsonl", [row])
+    query = {"qid": "8:1", "query_txt": "fox", "query_img_path": None, "query_modality": "text"}
+    rows = [{**query, "pos_cand_list": ["8:1"]}]
+    write(folder, "query/test/mbeir_other_task1_test.jsonl", rows)
+    data, spec = load_dataset(folder), small_spec()
+    assert data.local_pool(1, "other", "test") == ["8:1"]
+    assert data.local_pool(1, "x", "test") == ["7:1", "7:2", "7:3"]
+    assert len(data.pools[1]) == 4
+    data.instructions["text", "text", "8"] = ["Find it."]
+
+    def key(text: str, instruction: str | None) -> bytes:
+        return spec.encode_patches(instruction, text, ()).input_ids.tobytes()
+
+    axes = {key(word, None): axis for axis, word in enumerate(("fox", "dog", "cat"))}
+    axes |= {key("fox", "Find it."): 0, key("dog", "Find it."): 1}
+    local = measure(LookUp(axes), spec, data, "test", k=1)
+    assert {(one.dataset, one.k, float(one.recall.mean())) for one in local} == {
+        ("other", 1, 1.0), ("x", 1, 1.0),
+    }  # fmt: skip
+    everywhere = measure(LookUp(axes), spec, data, "test", k=1, pool=Pool.GLOBAL)
+    # "fox" stands in both pools: among all, the first by id comes first.
+    assert {one.dataset: float(one.recall.mean()) for one in everywhere} == {"other": 0.0, "x": 1.0}
+    assert by_task(everywhere) == {1: 0.5}
 
 
 def lose_instructions(folder: Path) -> None:

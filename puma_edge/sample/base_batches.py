@@ -159,4 +159,4 @@ def plain_glyphs(data: Dataset) -> Dataset:
     kinds = 2 + len(LANGUAGES)
     numbers = {place // kinds for place in named}
     pool = [did for did in data.pools[0] if (int(did.split(":")[1]) - 1) // kinds in numbers]
-    return replace(data, pools={0: pool})
+    return replace(data, pools={0: pool}, local_pools={})

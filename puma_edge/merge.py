@@ -11,7 +11,8 @@ from peft import PeftModel
 from puma_edge.bundle import replace_folder
 from puma_edge.errors import PumaError
 from puma_edge.model import Checkpoint, save
-from puma_edge.run_folder import rank
+from puma_edge.model_card import write_card
+from puma_edge.run_folder import METRICS, rank
 
 MERGE_DTYPE = torch.bfloat16
 
@@ -37,14 +38,17 @@ def merge(peft: PeftModel, checkpoint: Checkpoint, out: Path) -> Checkpoint:
 
 
 def merge_run(run: Path, out: Path) -> Path:
-    """Copy a finished run's merged model to `out`.
+    """Copy a finished run's merged model to `out`, with a card of its settings and scores.
 
     Raises:
         PumaError: the folder is no finished run, or `out` cannot be written.
     """
     merged = run / "merged"
-    if not (merged / "config.json").is_file():
-        raise PumaError(f"{run} is no finished run (it has no merged/); train one: puma-edge train")
+    if not (merged / "config.json").is_file() or not (run / METRICS).is_file():
+        raise PumaError(
+            f"{run} is no finished run (it lacks merged/ or {METRICS}); train one: puma-edge train"
+        )
     with replace_folder(out) as work:
         shutil.copytree(merged, work, dirs_exist_ok=True)
+        write_card(run, work, out.name)
     return out

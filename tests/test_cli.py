@@ -145,6 +145,10 @@ def test_train_merge_and_export_the_newest_run(tmp_path: Path, small_data: Path)
     }
     assert puma("merge", "--out", "merged", cwd=tmp_path).returncode == 0
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+    card = (tmp_path / "merged" / "README.md").read_text()
+    student = report["recall"]["student"]["mean"]
+    assert f"| {student:.3f} |" in card.split("this model")[1].splitlines()[0]
+    assert "2 of 8 decoder layers" in card
     done = puma("export", "--trt", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "TensorRT" in done.stderr

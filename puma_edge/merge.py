@@ -11,7 +11,7 @@ from peft import PeftModel
 from puma_edge.bundle import replace_folder
 from puma_edge.errors import PumaError
 from puma_edge.model import Checkpoint, save
-from puma_edge.model_card import write_card
+from puma_edge.model_card import write_card, write_modules
 from puma_edge.run_folder import METRICS, rank
 
 MERGE_DTYPE = torch.bfloat16
@@ -51,4 +51,5 @@ def merge_run(run: Path, out: Path) -> Path:
     with replace_folder(out) as work:
         shutil.copytree(merged, work, dirs_exist_ok=True)
         write_card(run, work, out.name)
+        write_modules(work)
     return out

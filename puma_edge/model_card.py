@@ -1,4 +1,4 @@
-"""The README of a merged model: what it is, what it was trained on, and how well it does."""
+"""What goes with a merged model: a README, and what sentence-transformers opens it by."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from puma_edge.data import TASK_NAMES
 from puma_edge.run_folder import METRICS, SETTINGS
 
 ROWS = {"teacher": "teacher, all layers", "cut": "cut, untrained", "student": "this model"}
+MODULE = "puma_edge.sentence_transformer.PumaModule"
 USE = """## Use
 
     puma-edge export {name} --int8
@@ -29,6 +30,17 @@ def write_card(run: Path, merged: Path, name: str) -> None:
     head += ["trained with layer-pruned self-distillation and MAC-Loss (PUMA, arXiv 2507.08064)."]
     parts = ["\n".join(head), _scores(metrics), _settings(settings), USE.format(name=name)]
     (merged / "README.md").write_text("\n\n".join(filter(None, parts)), encoding="utf-8")
+
+
+def write_modules(folder: Path) -> None:
+    """Write what makes sentence-transformers open a merged folder by its name."""
+    instructions = json.loads((folder / "config.json").read_text())["puma"]["instructions"]
+    modules = [{"idx": 0, "name": "0", "path": "", "type": MODULE}]
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+    prompts = {"query": instructions["text"], "document": ""}
+    settings = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def _scores(metrics: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from puma_edge.cli_options import PARTIAL, Json, Keep, Seed, Settings, Threads
 from puma_edge.config import SAMPLE, ExportConfig, Gate, TrainConfig, read_config
 from puma_edge.errors import MissingExtraError, UsageError, require
 from puma_edge.evaluate import Pool, by_task
+from puma_edge.ranks import rank
 
 
 def train(
@@ -55,6 +56,8 @@ def train(
         threads=threads,
     )
     result = run(settings)
+    if rank() > 0:  # the first rank tells for all
+        return
     report.show_training(result, json_)
     try:
         draw_losses(result.run, result.run / "loss.png")

@@ -12,7 +12,8 @@ from puma_edge.bundle import replace_folder
 from puma_edge.errors import PumaError
 from puma_edge.model import Checkpoint, save
 from puma_edge.model_card import write_card, write_modules
-from puma_edge.run_folder import METRICS, rank
+from puma_edge.ranks import rank
+from puma_edge.run_folder import METRICS
 
 MERGE_DTYPE = torch.bfloat16
 

@@ -15,18 +15,21 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from puma_edge.ranks import rank
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Shows how far a long piece of work has come; also a context manager."""
+    """Shows how far a long piece of work has come, on the first rank; also a context manager."""
 
     def __init__(self, title: str, total: int) -> None:
         """Begin `title`, which consists of `total` steps."""
         self._title, self._total = title, total
+        self._quiet = rank() > 0
         self._started = self._shown = time.monotonic()
         self._bar: Bar | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._quiet:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -55,7 +58,8 @@ class Progress:
             self._line(f"done in {time.monotonic() - self._started:.0f} s")
 
     def _line(self, text: str) -> None:
-        print(f"{self._title}: {text}", file=sys.stderr, flush=True)
+        if not self._quiet:
+            print(f"{self._title}: {text}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         """The progress itself."""

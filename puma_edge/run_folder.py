@@ -10,7 +10,6 @@ metrics.json         the report: a run is finished once it is there
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,20 +19,11 @@ from typing import Any
 
 from puma_edge.config import TrainConfig
 from puma_edge.errors import PumaError, UsageError
+from puma_edge.ranks import rank, ranks
 from puma_edge.runtimes.files import disk_errors, locked, replacing
 
 RUNS = Path("runs")
 SETTINGS, RECALL, METRICS = "settings.json", "recall.json", "metrics.json"
-
-
-def rank() -> int:
-    """This process's number among torchrun's, 0 where there is one process alone."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def ranks() -> int:
-    """How many processes train together: torchrun's, or 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from puma_edge.frozen_vision import FrozenVision
 from puma_edge.inputs import Float32
 from puma_edge.model import Checkpoint
 from puma_edge.pairs import Collator, Pairs
-from puma_edge.run_folder import ranks
+from puma_edge.ranks import ranks
 from puma_edge.stage_trainer import (
     CompleteMark,
     StageProgress,
@@ -117,6 +117,7 @@ def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -
         save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=2,  # the last may be half written when a run is killed
+        ddp_find_unused_parameters=False,
         report_to=[config.report_to] if config.report_to else [],
         remove_unused_columns=False,
         dataloader_drop_last=pairs >= stage.batch,

@@ -18,7 +18,7 @@ from puma_edge.identity import model_id
 from puma_edge.inputs import Batch, Float32
 from puma_edge.model import Checkpoint, ret_states
 from puma_edge.pairs import Pair
-from puma_edge.runtimes.files import disk_errors, replacing
+from puma_edge.runtimes.files import disk_errors, locked, replacing
 from puma_edge.torch_encoder import TorchEncoder
 
 BATCH = 64
@@ -50,8 +50,7 @@ def teacher_states(
     sources += [(data.candidates[pair.answer], None) for pair in pairs]
     path = folder / f"{_key(teacher, sources)}.npy"
     if not path.is_file():
-        with disk_errors(path):
-            folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, path), disk_errors(path):
             _compute(teacher, sources, path, progress)
     progress(len(sources))
     states: Float32 = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -22,7 +22,8 @@ from puma_edge.merge import merge
 from puma_edge.model import Checkpoint, choose_layers, load, prune
 from puma_edge.pairs import Pairs
 from puma_edge.progress import Progress
-from puma_edge.run_folder import METRICS, Run, open_run, rank
+from puma_edge.ranks import rank
+from puma_edge.run_folder import METRICS, Run, open_run
 from puma_edge.sample import base_folder, emoji_folder
 from puma_edge.stage_trainer import CHECKPOINT
 from puma_edge.stages import run_stage
@@ -90,7 +91,8 @@ def train_from(checkpoint: Checkpoint, data: Dataset, config: TrainConfig, run: 
     teacher = judge("teacher", checkpoint, f"teacher, {total} layers")
     with Progress("teacher states for stage 1", 2 * len(text_pairs)) as progress:
         folder = run.folder.parent / STATES
-        with PartialState().main_process_first():
+        # One rank computes, the others read what it wrote.
+        with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
             states = teacher_states(checkpoint, data, text_pairs.pairs, folder, progress.update)
     checkpoint = prune(checkpoint, layers)
     cut = judge("cut", checkpoint, f"cut to {keep} layers")

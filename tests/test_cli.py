@@ -184,6 +184,30 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small_data: Path) -> 
     assert not list(second.glob("lock"))
 
 
+def test_two_ranks_train_as_one(tmp_path: Path, small_data: Path) -> None:
+    settings = TINY.replace("DATA", str(small_data)).replace("max_steps = 2", "max_steps = 4")
+    settings = settings.replace("lora_alpha = 8", "lora_alpha = 8\nlora_dropout = 0.0")
+    (tmp_path / "puma-edge.toml").write_text(
+        settings.replace("[train]", "[train]\nevaluate = false")
+    )
+    assert puma("train", "--out", "one", cwd=tmp_path).returncode == 0
+    ranks = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "puma_edge", "train")
+    done = subprocess.run(
+        [sys.executable, *ranks, "--out", "two", "--json"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == "two"  # told once, by the first rank
+    for stage in ("stage1", "stage2"):
+        one, two = (
+            [row["loss"] for row in json.loads((tmp_path / run / stage / "log.json").read_text())]
+            for run in ("one", "two")
+        )
+        assert len(one) == 4
+        assert two == pytest.approx(one, rel=1e-3)
+
+
 def test_broken_files_are_quarantined_with_exit_code_3(work: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()

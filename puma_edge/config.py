@@ -37,13 +37,15 @@ class StageConfig:
 
     Attributes:
         batch: global batch size, in pairs.
-        epochs: passes over the data.
+        epochs: passes over the data; 0 leaves the stage out.
         max_steps: optimiser steps at most, 0 for no limit.
         lr: peak learning rate.
         first_layer_lr: that of decoder layer 0, 0 for the same.
         lora_r: rank.
         lora_alpha: scale.
         lora_dropout: dropout before the adapters.
+        decay: how far the temperature of same-modality candidates falls in stage 2; 0 makes
+            MAC-Loss plain InfoNCE.
     """
 
     batch: int
@@ -54,6 +56,7 @@ class StageConfig:
     lora_r: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.05
+    decay: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,13 @@ def distillation_loss(
     return CONTRAST_WEIGHT * contrast + STATE_WEIGHT * STATE_SCALE * states
 
 
-def hard_temperature(progress: float, tau_norm: float = TAU_NORM, decay: float = 0.5) -> float:
+def hard_temperature(progress: float, decay: float = 0.5, tau_norm: float = TAU_NORM) -> float:
     """The temperature of same-modality pairs: round(tau * exp(-decay * 2 * min(0.5, t/T)), 3).
 
     Args:
         progress: t/T, the part of stage 2 that is done, from 0 to 1.
+        decay: how far it falls; 0.5 takes 0.030 to 0.018 at half-way, 0 leaves it.
         tau_norm: the temperature at the start.
-        decay: how far it falls; 0.5 takes 0.030 to 0.018 at half-way.
     """
     return round(tau_norm * math.exp(-decay * 2 * min(0.5, progress)), 3)
 

@@ -23,7 +23,7 @@ def _pyplot() -> Any:
 
 
 def draw_losses(run: Path, out: Path) -> None:
-    """Loss of both stages by step, with learning rate and temperatures below, as PNG.
+    """Loss of the stages by step, with learning rate and temperatures below, as PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -32,8 +32,11 @@ def draw_losses(run: Path, out: Path) -> None:
     logs = {
         title: json.loads((run / stage / "log.json").read_text(encoding="utf-8"))
         for stage, title in (("stage1", "distillation"), ("stage2", "MAC-Loss"))
+        if (run / stage).is_dir()
     }
-    figure, plots = pyplot.subplots(2, 2, figsize=(8, 5), sharex="col", height_ratios=(2, 1))
+    figure, plots = pyplot.subplots(
+        2, len(logs), figsize=(4 * len(logs), 5), sharex="col", height_ratios=(2, 1), squeeze=False
+    )
     for (title, rows), (above, below) in zip(logs.items(), plots.T, strict=True):
         steps = [row["step"] for row in rows]
         above.plot(steps, [row["loss"] for row in rows], color="#2b6cb0", linewidth=1)

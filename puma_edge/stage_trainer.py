@@ -129,7 +129,8 @@ class StageTrainer(Trainer):
         if batch.teacher is not None:
             teacher = batch.teacher.to(device)
             return distillation_loss(queries.float(), candidates.float(), teacher[0], teacher[1])
-        self._tau = hard_temperature(self.state.global_step / max(1, self.state.max_steps))
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        self._tau = hard_temperature(progress, self._stage.decay)
         loss = partial(mac_loss, modalities=batch.modalities.to(device), tau_hard=self._tau)
         return matryoshka(loss, queries.float(), candidates.float(), self._dimensions)
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from puma_edge.bundle import replace_folder
 from puma_edge.config import SAMPLE, SHAPE_PREFIX, StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, load_dataset
 from puma_edge.errors import PumaError, UsageError
@@ -32,6 +33,7 @@ from puma_edge.torch_encoder import TorchEncoder
 
 TEXT_TO_TEXT = 1
 STATES = "teacher-states"  # beside the runs, which share it
+MERGED_1, MERGED = "merged1", "merged"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def train(config: TrainConfig) -> TrainReport:
     checkpoint = open_model(config.model)
     total = len(checkpoint.card.kept_layers)
     choose_layers(total, config.keep_layers or max(1, total // 2))
+    if not config.stage1.epochs and not config.stage2.epochs:
+        raise UsageError("stage1 and stage2 both have epochs = 0: there is nothing to train")
     if wrong := [n for n in config.matryoshka if not 1 <= n < checkpoint.dimension]:
         raise UsageError(
             f"matryoshka {wrong[0]}: embeddings have {checkpoint.dimension} dimensions; give less"
@@ -83,26 +87,40 @@ def train_from(checkpoint: Checkpoint, data: Dataset, config: TrainConfig, run: 
     keep = config.keep_layers or max(1, total // 2)
     layers = choose_layers(total, keep, with_last=config.with_last)
     checkpoint = replace(checkpoint, card=replace(checkpoint.card, matryoshka=config.matryoshka))
-    text_pairs = _pairs(data, config.stage1, config.seed, task=TEXT_TO_TEXT)
-    all_pairs = _pairs(data, config.stage2, config.seed)
     vision = FrozenVision()
     judge = Judge(data, config, run, vision)
 
     teacher = judge("teacher", checkpoint, f"teacher, {total} layers")
-    with Progress("teacher states for stage 1", 2 * len(text_pairs)) as progress:
-        folder = run.folder.parent / STATES
-        # One rank computes, the others read what it wrote.
-        with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-            states = teacher_states(checkpoint, data, text_pairs.pairs, folder, progress.update)
+    text_pairs: Pairs | None = None
+    if config.stage1.epochs:
+        text_pairs = _pairs(data, config.stage1, config.seed, task=TEXT_TO_TEXT)
+        states = _states(checkpoint, data, text_pairs, run.folder.parent / STATES)
     checkpoint = prune(checkpoint, layers)
     cut = judge("cut", checkpoint, f"cut to {keep} layers")
-    checkpoint = _stage(checkpoint, data, text_pairs, config, run, vision, number=1, teacher=states)
-    checkpoint = _stage(checkpoint, data, all_pairs, config, run, vision, number=2)
+    if text_pairs is not None:
+        checkpoint = _stage(
+            checkpoint, data, text_pairs, config, run, vision, number=1, teacher=states
+        )
+    if config.stage2.epochs:
+        all_pairs = _pairs(data, config.stage2, config.seed)
+        checkpoint = _stage(checkpoint, data, all_pairs, config, run, vision, number=2)
+    elif rank() == 0 and not (run.folder / MERGED).is_dir():
+        with replace_folder(run.folder / MERGED) as work:
+            shutil.copytree(run.folder / MERGED_1, work, dirs_exist_ok=True)
     student = judge("student", checkpoint, f"student, {keep} layers")
     rows = {"teacher": teacher, "cut": cut, "student": student}
     means = {name: {"mean": mean(row), "task": row} for name, row in rows.items() if row}
     run.write(METRICS, {"recall_at": RECALL_AT, "recall": means})
     return TrainReport(run.folder, teacher, cut, student)
+
+
+def _states(teacher: Checkpoint, data: Dataset, pairs: Pairs, folder: Path) -> Float32:
+    """The teacher's states of stage 1's pairs; one rank computes, the others read what it wrote."""
+    with (
+        Progress("teacher states for stage 1", 2 * len(pairs)) as progress,
+        PartialState(cpu=not torch.cuda.is_available()).main_process_first(),
+    ):
+        return teacher_states(teacher, data, pairs.pairs, folder, progress.update)
 
 
 def _stage(
@@ -117,7 +135,7 @@ def _stage(
     teacher: Float32 | None = None,
 ) -> Checkpoint:
     """One stage and its merge; if an earlier process has done it, its result."""
-    merged = run.folder / ("merged1" if number == 1 else "merged")
+    merged = run.folder / (MERGED_1 if number == 1 else MERGED)
     if not merged.is_dir():
         peft = run_stage(
             checkpoint,

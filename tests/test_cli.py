@@ -184,6 +184,20 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small_data: Path) -> 
     assert not list(second.glob("lock"))
 
 
+@pytest.mark.parametrize(("left_out", "stages"), [(1, {"stage2"}), (2, {"stage1", "merged1"})])
+def test_a_stage_can_be_left_out(
+    tmp_path: Path, small_data: Path, left_out: int, stages: set[str]
+) -> None:
+    settings = TINY.replace("DATA", str(small_data)).replace("[train]", "[train]\nevaluate = false")
+    table = f"[train.stage{left_out}]"
+    (tmp_path / "puma-edge.toml").write_text(settings.replace(table, f"{table}\nepochs = 0"))
+    done = puma("train", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == stages | {"merged", "loss.png", "metrics.json", "settings.json"}
+    assert (tmp_path / "run" / "merged" / "model.safetensors").is_file()
+
+
 def test_two_ranks_train_as_one(tmp_path: Path, small_data: Path) -> None:
     settings = TINY.replace("DATA", str(small_data)).replace("max_steps = 2", "max_steps = 4")
     settings = settings.replace("lora_alpha = 8", "lora_alpha = 8\nlora_dropout = 0.0")

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from puma_edge.losses import distillation_loss, hard_temperature, info_nce, mac_loss, matryoshka
+from puma_edge.losses import (
+    TAU_NORM,
+    distillation_loss,
+    hard_temperature,
+    info_nce,
+    mac_loss,
+    matryoshka,
+)
 
 
 def draw(seed: int, batch: int, width: int = 6) -> tuple[Tensor, Tensor]:
@@ -127,6 +134,7 @@ def test_a_harder_temperature_pulls_more_on_same_modality_negatives() -> None:
 )
 def test_the_hard_temperature_falls_to_half_way(progress: float, expected: float) -> None:
     assert hard_temperature(progress) == expected
+    assert hard_temperature(progress, decay=0.0) == TAU_NORM
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

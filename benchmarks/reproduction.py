@@ -1,0 +1,212 @@
+"""What each of PUMA's ingredients brings: the same cut, trained with more and more of them.
+
+    python benchmarks/reproduction.py --out ablation/
+
+Arms: the full teacher, the cut without training, + InfoNCE, + distillation before it, + MAC-Loss in
+its place. Runs that are done are not done again, so the command goes on where it was stopped; rows
+of the table that have no runs yet say so. `--report` only prints what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from puma_edge.config import TrainConfig, read_config
+from puma_edge.data import TASK_NAMES, Dataset
+from puma_edge.evaluate import measure
+from puma_edge.frozen_vision import FrozenVision
+from puma_edge.model import Checkpoint, choose_layers, load, prune
+from puma_edge.run_folder import open_run
+from puma_edge.sample import recipe_file
+from puma_edge.torch_encoder import TorchEncoder
+from puma_edge.train import open_data, open_model, train_from
+
+SEEDS = {4: 5, 2: 3, 3: 3, 6: 3}  # layers kept -> how many seeds
+ARMS = {
+    "InfoNCE": {"distil": False, "mac": False},
+    "distillation, InfoNCE": {"distil": True, "mac": False},
+    "distillation, MAC-Loss": {"distil": True, "mac": True},
+}
+DRAWS = 10_000  # of the randomisation test
+TEACHER, CUT = "teacher", "cut, untrained"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One trained or untrained model on the test queries.
+
+    Attributes:
+        layers: decoder layers it has.
+        arm: what it was trained with.
+        seed: of its training.
+        hits: task -> 1 or 0 for each query, recall@5.
+    """
+
+    layers: int
+    arm: str
+    seed: int
+    hits: dict[int, list[float]]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the tasks of their recall."""
+        return float(np.mean([np.mean(many) for many in self.hits.values()]))
+
+
+class Proof:
+    """The folder of results and the runs behind them."""
+
+    def __init__(self, folder: Path, settings: TrainConfig) -> None:
+        """Keep everything under `folder`."""
+        self._folder, self._settings = folder, settings
+        self._vision = FrozenVision()
+
+    def results(self) -> Iterator[Result]:
+        """What is there, by layers, arm and seed."""
+        for path in sorted(self._folder.glob("k*.json")):
+            row = json.loads(path.read_text(encoding="utf-8"))
+            row["hits"] = {int(task): many for task, many in row["hits"].items()}
+            yield Result(**row)
+
+    def untrained(self, data: Dataset, layers: int) -> None:
+        """The first `layers` of the base as they are: all of them are the teacher."""
+        checkpoint = open_model(self._settings.model)
+        total = len(checkpoint.card.kept_layers)
+        arm = TEACHER if layers == total else CUT
+        if not self._path(layers, arm, 0).is_file():
+            cut = prune(checkpoint, choose_layers(total, layers))
+            self._judge(cut, data, layers, arm, 0)
+
+    def trained(self, data: Dataset, layers: int, arm: str, seed: int) -> None:
+        """One run of one arm."""
+        if self._path(layers, arm, seed).is_file():
+            return
+        run_folder = self._folder / "runs" / self._path(layers, arm, seed).stem
+        first, second = self._settings.stage1, self._settings.stage2
+        settings = replace(
+            self._settings,
+            out=str(run_folder),
+            keep_layers=layers,
+            seed=seed,
+            evaluate=False,
+            stage1=first if ARMS[arm]["distil"] else replace(first, epochs=0.0),
+            stage2=second if ARMS[arm]["mac"] else replace(second, decay=0.0),
+        )
+        if not (run_folder / "metrics.json").is_file():
+            with open_run(settings) as run:
+                train_from(open_model(settings.model), data, settings, run)
+        self._judge(load(str(run_folder / "merged")), data, layers, arm, seed)
+
+    def _judge(
+        self, checkpoint: Checkpoint, data: Dataset, layers: int, arm: str, seed: int
+    ) -> None:
+        encoder = TorchEncoder(checkpoint.model, self._vision)
+        scores = measure(encoder, checkpoint.spec, data, "test")
+        hits = {score.task: score.recall.astype(int).tolist() for score in scores}
+        row = {"layers": layers, "arm": arm, "seed": seed, "hits": hits}
+        self._path(layers, arm, seed).write_text(json.dumps(row) + "\n", encoding="utf-8")
+
+    def _path(self, layers: int, arm: str, seed: int) -> Path:
+        name = arm.lower().replace(", ", "-").replace(" ", "-")
+        return self._folder / f"k{layers}-{name}-seed{seed}.json"
+
+
+def p_value(first: list[Result], second: list[Result], seed: int = 0) -> float:
+    """Paired randomisation test of two arms, two-sided.
+
+    Each query's hits are averaged over the arm's seeds, and every task weighs the same, as in the
+    mean. Under the null hypothesis a query's difference is as likely to have the other sign.
+    """
+    parts: list[NDArray[np.float64]] = []
+    for task in first[0].hits:
+        one, two = (
+            np.mean([result.hits[task] for result in arm], axis=0) for arm in (first, second)
+        )
+        parts.append((two - one) / len(one) / len(first[0].hits))
+    change = np.concatenate(parts)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (DRAWS, len(change)))
+    as_far = np.abs(signs @ change) >= abs(change.sum()) - 1e-12
+    return float((1 + as_far.sum()) / (1 + DRAWS))
+
+
+def table(results: list[Result], seeds: dict[int, int]) -> str:
+    """Markdown: a row for each arm at each depth, missing ones named."""
+    found: dict[tuple[int, str], list[Result]] = {}
+    for one in results:
+        found.setdefault((one.layers, one.arm), []).append(one)
+    teacher = next((one for one in results if one.arm == TEACHER), None)
+    tasks = list(next(iter(results)).hits) if results else []
+    names = [TASK_NAMES.get(task, str(task)) for task in tasks]
+    head = ["layers", "trained with", "seeds", "mean recall@5", "of the teacher", "p", *names]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+
+    def add(layers: int, arm: str, before: str | None, wanted: int) -> None:
+        rows = found.get((layers, arm), [])
+        if not rows:
+            lines.append(f"| {layers} | {arm} | 0 of {wanted} | missing |" + " |" * (len(head) - 4))
+            return
+        means = np.array([row.mean for row in rows])
+        spread = f" ± {means.std(ddof=1):.3f}" if len(means) > 1 else ""
+        share = f"{means.mean() / teacher.mean:.1%}" if teacher else ""
+        earlier = found.get((layers, before or ""), [])
+        p = f"{p_value(earlier, rows):.4f}" if earlier else ""
+        each = [f"{np.mean([np.mean(row.hits[task]) for row in rows]):.3f}" for task in tasks]
+        count = f"{len(rows)} of {wanted}" if wanted else ""
+        cells = [str(layers), arm, count, f"{means.mean():.3f}{spread}", share, p, *each]
+        lines.append("| " + " | ".join(cells) + " |")
+
+    if teacher:
+        add(teacher.layers, TEACHER, None, 0)
+    for layers, count in seeds.items():
+        before = CUT
+        add(layers, CUT, None, 0)
+        for arm in ARMS:
+            add(layers, arm, before, count)
+            before = arm
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Do what is missing, cheapest to tell first, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("ablation"))
+    parser.add_argument("--config", type=Path, default=recipe_file(), help="settings of all arms")
+    parser.add_argument("--layers", type=int, nargs="*", default=list(SEEDS))
+    parser.add_argument("--seeds", type=int, help="instead of 5 for 4 layers and 3 for others")
+    parser.add_argument("--part", default="1/1", help="2/3: the second third of the runs")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--report", action="store_true", help="print what is there")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = read_config("train", TrainConfig, args.config)
+    proof = Proof(args.out, settings)
+    seeds = {layers: args.seeds or SEEDS.get(layers, 3) for layers in args.layers}
+    if not args.report:
+        data = open_data(settings.data)
+        for layers in (len(open_model(settings.model).card.kept_layers), *seeds):
+            proof.untrained(data, layers)
+        runs = [
+            (layers, arm, seed)
+            for seed in range(max(seeds.values()))
+            for layers, count in seeds.items()
+            for arm in ARMS
+            if seed < count
+        ]
+        part, parts = map(int, args.part.split("/"))
+        for layers, arm, seed in runs[part - 1 :: parts]:
+            proof.trained(data, layers, arm, seed)
+    print(table(list(proof.results()), seeds))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ QUERIES = (
     "red heart",
     "a slice of pizza",
     "Regenschirm",
-    "musique guitare",
+    "guitare",
     "snow mountain",
 )
 LINES = (

@@ -40,7 +40,7 @@ CHECKS = (0.4, 0.6, 0.8, 1.0)  # of the run: when validation recall is taken
 MOST_DROPPED = 0.3
 # How often a step stops at half the depth, so that a cut there is a fair start (LayerSkip, Elhoushi
 # et al., 2024): minutes of training on a CPU do not bring back what hours taught the deep layers.
-EXITS = 0.4
+EXITS = 0.5
 
 
 def in_batch_loss(queries: Tensor, candidates: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ def run_export(config: ExportConfig, step: Step) -> ExportReport:
         checkpoint = build_shape(model, config.keep_layers, config.seed)
     else:
         checkpoint = _cut(load(model), config.keep_layers)
+    if config.max_pixels:
+        limits = replace(checkpoint.card.limits, max_pixels=config.max_pixels)
+        checkpoint = replace(checkpoint, card=replace(checkpoint.card, limits=limits))
     return export(checkpoint, _data(config, run), config, step)
 
 

@@ -32,13 +32,15 @@ class Case:
         name: for the table.
         items: batch size.
         tokens: length of a text in tokens, prompt included; 0 for no text.
-        image: whether each item has a picture of 224x224 pixels.
+        image: whether each item has a picture.
+        edge: of that picture, in pixels.
     """
 
     name: str
     items: int
     tokens: int
     image: bool
+    edge: int = 224
 
 
 CASES = (
@@ -140,7 +142,7 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
             "seconds": config.seconds,
             "cases": [asdict(case) for case in config.cases],
         }
-        results[name].append(_turn(request))
+        results[name].append(run_turn(request))
         turn_done(turn + 1, config.rounds * len(backends))
     return BenchReport(
         rows=_rows(results, config.cases),
@@ -154,7 +156,12 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
     )
 
 
-def _turn(request: dict[str, Any]) -> dict[str, Any]:
+def run_turn(request: dict[str, Any]) -> dict[str, Any]:
+    """One backend's turn, in a process of its own; see `bench_worker.serve`.
+
+    Raises:
+        PumaError: the process failed.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "puma_edge.bench_worker"],
         input=json.dumps(request),
@@ -220,7 +227,7 @@ def _file_bytes(bundle: Bundle, model: str, backends: Sequence[str]) -> dict[str
 def _about(bundle: Bundle, model: str, threads: int, config: BenchConfig) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
-        "device": _processor(),
+        "device": processor(),
         "threads": threads,
         "model": model,
         "model_id": manifest.model_id,
@@ -234,7 +241,8 @@ def _about(bundle: Bundle, model: str, threads: int, config: BenchConfig) -> dic
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

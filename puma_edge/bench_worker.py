@@ -30,7 +30,7 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: bundle, backend ("torch-fp32", "ort-int8", ...), model, threads, seconds (for
-            each case), cases ([name, items, tokens of text, with an image]).
+            each case), cases ([name, items, tokens of text, with an image, its edge in pixels]).
     """
     started = time.perf_counter()
     bundle = Bundle.open(Path(request["bundle"]))
@@ -38,18 +38,22 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
     loaded = time.perf_counter() - started
     cases = {}
     for case in request["cases"]:
-        batch = make_batch(bundle.spec, case["items"], case["tokens"], image=case["image"])
+        batch = make_batch(
+            bundle.spec, case["items"], case["tokens"], image=case["image"], edge=case["edge"]
+        )
         times, vectors = _time(encoder, batch, request["seconds"])
         cases[case["name"]] = {"seconds": times, "embedding": vectors[0].tolist()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"load_seconds": loaded, "peak_bytes": peak, "cases": cases}
 
 
-def make_batch(spec: InputSpec, items: int, tokens: int, *, image: bool) -> Batch:
+def make_batch(
+    spec: InputSpec, items: int, tokens: int, *, image: bool, edge: int = IMAGE_EDGE
+) -> Batch:
     """A batch of equal items: words up to `tokens` tokens in all, or one picture, or both."""
     images: tuple[Patches, ...] = ()
     if image:
-        images = (patchify(_picture(), spec.limits),)
+        images = (patchify(_picture(edge), spec.limits),)
     words = "fox heart river bicycle lantern violin mountain umbrella "
     text = ""
     while tokens and spec.encode_patches(None, text + "fox", images).length < tokens:
@@ -57,11 +61,11 @@ def make_batch(spec: InputSpec, items: int, tokens: int, *, image: bool) -> Batc
     return spec.collate([spec.encode_patches(None, text.strip() or None, images)] * items)
 
 
-def _picture() -> Any:
+def _picture(edge: int) -> Any:
     from PIL import Image
 
     picture = Image.fromarray(decode(next(glyph_images())[1]))
-    return np.asarray(picture.resize((IMAGE_EDGE, IMAGE_EDGE), Image.Resampling.BICUBIC))
+    return np.asarray(picture.resize((edge, edge), Image.Resampling.BICUBIC))
 
 
 def _open(request: dict[str, Any], bundle: Bundle) -> Encoder:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from puma_edge import cli_build, cli_use, report
+from puma_edge import cli_build, cli_sweep, cli_use, report
 from puma_edge.cli_options import Json
 from puma_edge.errors import PumaError, UsageError
 
@@ -88,6 +88,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": cli_use.bench,
     "eval": cli_build.evaluate,
     "check": cli_use.check,
+    "sweep": cli_sweep.sweep,
     "info": info,
     "doctor": doctor,
     "demo": demo,

@@ -90,6 +90,9 @@ def export(
     out: Annotated[str | None, typer.Option(help="The bundle's folder.")] = None,
     data: Annotated[str | None, typer.Option(help="Held-out queries, M-BEIR's format.")] = None,
     keep_layers: Keep = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Largest area of an image, in pixels.")
+    ] = None,
     fp16: Annotated[bool | None, typer.Option("--fp16", help="FP16 graphs too.")] = None,
     int8: Annotated[bool | None, typer.Option("--int8", help="INT8 graphs too.")] = None,
     trt: Annotated[bool | None, typer.Option("--trt", help="TensorRT engines too.")] = None,
@@ -123,6 +126,7 @@ def export(
         out=out,
         data=data,
         keep_layers=keep_layers,
+        max_pixels=max_pixels,
         fp16=fp16,
         int8=int8,
         trt=trt,

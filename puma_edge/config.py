@@ -113,6 +113,7 @@ class ExportConfig:
         data: held-out queries for the parity check: a folder in M-BEIR's format, or "sample";
             empty for what the run was trained on.
         keep_layers: decoder layers that stay of a model that is not cut yet; 0 for all.
+        max_pixels: largest area of an image after resizing, in pixels; 0 for the model's own.
         fp16: write FP16 graphs too.
         int8: write INT8 graphs too.
         trt: build TensorRT engines too, where TensorRT is installed.
@@ -127,6 +128,7 @@ class ExportConfig:
     out: str = "bundle"
     data: str = ""
     keep_layers: int = 0
+    max_pixels: int = 0
     fp16: bool = False
     int8: bool = False
     trt: bool = False

@@ -9,14 +9,7 @@ from pathlib import Path
 
 from puma_edge.errors import PumaError, UsageError
 
-QUERIES = (
-    "a fox",
-    "red heart",
-    "a slice of pizza",
-    "Regenschirm",
-    "guitare",
-    "snow mountain",
-)
+QUERIES = ("fox", "red heart", "Regenschirm", "voiture rouge", "crying cat", "snow mountain")
 LINES = (
     ("sample", "corpus/"),
     ("train",),

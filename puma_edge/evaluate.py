@@ -13,6 +13,7 @@ from puma_edge.data import Dataset, Example, Source, SourceEncoder
 from puma_edge.inputs import Encoded, Float32, InputSpec
 from puma_edge.metrics import ndcg_at_k, recall_at_k
 from puma_edge.runtimes.encoder import Encoder
+from puma_edge.runtimes.vectors import shorten
 
 RECALL_AT = 5
 # M-BEIR judges the two fashion sets, whose answers have many look-alikes, by their first ten.
@@ -74,6 +75,25 @@ def mean(recall: dict[int, float]) -> float:
     return sum(recall.values()) / len(recall)
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A split's queries and candidates as embeddings, ready to be ranked.
+
+    Attributes:
+        examples: the queries.
+        queries: their embeddings [queries, d].
+        among: (task, data set) -> ids of the candidates its answers are looked for among.
+        row_of: candidate id -> row of `documents`.
+        documents: embeddings [candidates, d].
+    """
+
+    examples: list[Example]
+    queries: Float32
+    among: dict[tuple[int, str], list[str]]
+    row_of: dict[str, int]
+    documents: Float32
+
+
 def measure(
     encoder: Encoder,
     spec: InputSpec,
@@ -84,19 +104,28 @@ def measure(
     pool: Pool = Pool.LOCAL,
     progress: Progress = lambda done, total: None,
 ) -> list[Score]:
-    """Rank candidates for every query, instructions as in M-BEIR (the first of the list).
+    """Embed a split and rank it; arguments as in `embed_split` and `rank`."""
+    return rank(embed_split(encoder, spec, data, split, pool=pool, progress=progress), k=k)
+
+
+def embed_split(
+    encoder: Encoder,
+    spec: InputSpec,
+    data: Dataset,
+    split: str,
+    *,
+    pool: Pool = Pool.LOCAL,
+    progress: Progress = lambda done, total: None,
+) -> Embedded:
+    """Embed a split's queries, instructions as in M-BEIR (the first of the list), and candidates.
 
     Args:
         encoder: any engine.
         spec: how its inputs are made.
         data: the data set.
         split: "val" or "test".
-        k: how many hits are looked at; by default M-BEIR's 5, or 10 for the fashion sets.
-        pool: among which candidates.
+        pool: among which candidates answers are looked for.
         progress: told how many items of how many are encoded.
-
-    Returns:
-        a score for each data set and task that has queries, by task.
     """
     load = SourceEncoder(spec)
     examples = [one for one in data.examples[split] if one.task in data.pools]
@@ -104,7 +133,7 @@ def measure(
     if pool is Pool.GLOBAL:
         among = dict.fromkeys(groups, sorted(data.candidates))
     else:
-        among = {group: data.local_pool(*group, split) for group in groups}
+        among = {group: list(data.local_pool(*group, split)) for group in groups}
     wanted = sorted({did for dids in among.values() for did in dids})
     total = len(wanted) + len(examples)
     documents = encode_all(
@@ -122,17 +151,33 @@ def measure(
         lambda done: progress(len(wanted) + done, total),
     )
     row_of = {did: row for row, did in enumerate(wanted)}
+    return Embedded(examples, queries, among, row_of, documents)
+
+
+def rank(split: Embedded, *, k: int | None = None, dimension: int | None = None) -> list[Score]:
+    """Rank candidates for every query.
+
+    Args:
+        split: its embeddings.
+        k: how many hits are looked at; by default M-BEIR's 5, or 10 for the fashion sets.
+        dimension: numbers of each embedding that are used; all by default.
+
+    Returns:
+        a score for each data set and task that has queries, by task.
+    """
+    queries, documents = (shorten(one, dimension) for one in (split.queries, split.documents))
     scores = []
-    for task, name in groups:
-        asked = [row for row, one in enumerate(examples) if (one.task, one.name) == (task, name)]
-        places = among[task, name]
+    for (task, name), places in split.among.items():
+        asked = [
+            row for row, one in enumerate(split.examples) if (one.task, one.name) == (task, name)
+        ]
         scores.append(
             _score(
                 task,
                 name,
                 k or WIDER.get(name, RECALL_AT),
-                queries[asked] @ documents[[row_of[did] for did in places]].T,
-                [examples[row] for row in asked],
+                queries[asked] @ documents[[split.row_of[did] for did in places]].T,
+                [split.examples[row] for row in asked],
                 places,
             )
         )

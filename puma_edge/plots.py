@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from puma_edge.bench import BASELINES, BenchReport
 from puma_edge.data import TASK_NAMES
 from puma_edge.errors import require
+from puma_edge.trade import Point
+
+COLOURS = ["#9aa5b1", "#616e7c", "#63b3ed", "#2b6cb0"]
 
 
 def _pyplot() -> Any:
@@ -68,13 +71,12 @@ def draw_bench(report: BenchReport, out: Path) -> None:
     pyplot = _pyplot()
     backends = list(report.peak_bytes)
     cases = list(dict.fromkeys(row.case for row in report.rows))
-    colours = ["#9aa5b1", "#616e7c", "#63b3ed", "#2b6cb0"]
     figure, plots = pyplot.subplots(1, len(cases), figsize=(3.4 * len(cases), 3.6))
     for plot, case in zip(plots, cases, strict=True):
         rows = {row.backend: row for row in report.rows if row.case == case}
         for place, backend in enumerate(backends):
             value = rows[backend].median_ms
-            plot.barh(place, value, color=colours[place % len(colours)], height=0.7)
+            plot.barh(place, value, color=COLOURS[place % len(COLOURS)], height=0.7)
             faster = rows[backend].speedup.get(BASELINES[0])
             label = "" if faster is None else f" {faster:.1f}x"
             plot.text(value, place, label, va="center", fontsize=9)
@@ -108,6 +110,53 @@ def draw_recall(rows: Mapping[str, Mapping[int, float]], out: Path) -> None:
     plot.set_ylabel("recall")
     plot.spines[["top", "right"]].set_visible(False)
     plot.legend(frameon=False, fontsize=8, loc="upper center", ncols=4, bbox_to_anchor=(0.5, 1.15))
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)
+
+
+def draw_sweep(points: Sequence[Point], picked: Point | None, out: Path) -> None:
+    """Recall against the slower query's latency, the best trades joined by a line, as PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    figure, plot = pyplot.subplots(figsize=(7, 4.2))
+    best = [one for one in points if one.best]
+    plot.step(
+        [one.latency_ms for one in best],
+        [one.recall for one in best],
+        where="post",
+        color="#9aa5b1",
+        linewidth=1,
+        zorder=1,
+    )
+    colours = dict(zip(sorted({one.precision for one in points}), COLOURS, strict=False))
+    for precision, colour in colours.items():
+        some = [one for one in points if one.precision == precision]
+        plot.scatter(
+            [one.latency_ms for one in some],
+            [one.recall for one in some],
+            color=colour,
+            label=precision,
+            s=[46 if one.best else 16 for one in some],
+            zorder=2,
+        )
+    for one in best:
+        name = f"{one.layers} layers, {one.pixels} px, {one.dimension}"
+        plot.annotate(
+            name, (one.latency_ms, one.recall), (5, -10), textcoords="offset points", fontsize=7
+        )
+    if picked is not None:
+        plot.scatter(
+            picked.latency_ms, picked.recall, s=160, facecolors="none", edgecolors="#c05621"
+        )
+    plot.set_xlabel("the slower of one text and one picture query, median ms")
+    plot.set_ylabel("mean recall")
+    plot.margins(x=0.15, y=0.12)
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(out, dpi=150)
     pyplot.close(figure)

@@ -22,6 +22,8 @@ from puma_edge.runtimes.searcher import Hit, Query
 if TYPE_CHECKING:
     from puma_edge.bench import BenchReport
     from puma_edge.export.pipeline import ExportReport
+    from puma_edge.sweep import SweepReport
+    from puma_edge.trade import Point
     from puma_edge.train import TrainReport
 
 
@@ -217,6 +219,37 @@ def show_bench(report: BenchReport, as_json: bool) -> None:
     about = report.about
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     print(f"{about['device']}, {about['threads']} threads, {versions}, commit {about['commit']}")
+
+
+def show_sweep(report: SweepReport, picked: Point | None, as_json: bool) -> None:
+    """All points by latency, the best trades marked, and the one that was picked."""
+    if as_json:
+        chosen = None if picked is None else asdict(picked)
+        points = [asdict(one) for one in report.points]
+        about = {"device": report.device, "threads": report.threads}
+        _print_json({**about, "points": points, "picked": chosen})
+        return
+    titles = ("layers", "precision", "pixels", "dim", "recall", "text ms", "image ms")
+    table = Table("", *titles, "memory MB", "files MB")
+    for one in report.points:
+        table.add_row(
+            "*" if one.best else "",
+            str(one.layers),
+            one.precision,
+            str(one.pixels),
+            str(one.dimension),
+            f"{one.recall:.4f}",
+            f"{one.text_ms:.2f}",
+            f"{one.image_ms:.2f}",
+            f"{one.peak_bytes / 1e6:.0f}",
+            f"{one.file_bytes / 1e6:.1f}",
+        )
+    _print(table)
+    print(f"* no other has both more recall and less latency; {report.device}, ", end="")
+    print(f"{report.threads} threads")
+    if picked is not None:
+        flags = f"--bundle {picked.bundle} --precision {picked.precision} --dim {picked.dimension}"
+        print(f"picked: puma-edge embed CORPUS {flags}")
 
 
 def show_check(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:

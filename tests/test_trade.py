@@ -1,0 +1,103 @@
+"""The best trades among measured points."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from puma_edge.cli_sweep import milliseconds
+from puma_edge.errors import UsageError
+from puma_edge.sample import base_folder
+from puma_edge.trade import Point, front, pick
+from tests.commands import puma
+
+
+def point(recall: float, text_ms: float, image_ms: float = 0.0) -> Point:
+    """A point of which only this matters."""
+    return Point("b", 4, "fp32", 100, 8, recall, text_ms, image_ms, 1, 1)
+
+
+points = st.lists(
+    st.builds(point, *[st.integers(0, 5).map(float)] * 3), min_size=1, max_size=12
+)  # few values, so that many are equal
+
+
+@given(points)
+def test_the_front_is_what_no_other_point_beats(given_points: list[Point]) -> None:
+    found = front(given_points)
+    assert sorted(one.latency_ms for one in given_points) == [one.latency_ms for one in found]
+    best = [one for one in found if one.best]
+    for one in found:
+        beaten = any(
+            (other.recall >= one.recall and other.latency_ms < one.latency_ms)
+            or (other.recall > one.recall and other.latency_ms <= one.latency_ms)
+            for other in found
+        )
+        same = any((b.recall, b.latency_ms) == (one.recall, one.latency_ms) for b in best)
+        assert same is not beaten  # of equal points one is enough
+    assert [one.recall for one in best] == sorted({one.recall for one in best})
+
+
+@given(points, st.none() | st.floats(0, 6), st.none() | st.floats(0, 1))
+def test_a_pick_keeps_the_limits_and_none_is_better(
+    given_points: list[Point], most_ms: float | None, least: float | None
+) -> None:
+    highest = max(one.recall for one in given_points)
+    fits = [
+        one
+        for one in given_points
+        if (most_ms is None or one.latency_ms <= most_ms)
+        and (least is None or one.recall >= least * highest)
+    ]
+    found = pick(given_points, most_ms, least)
+    assert (found is None) is (not fits)
+    if found is not None:
+        assert found in fits
+        if most_ms is None:
+            assert found.latency_ms == min(one.latency_ms for one in fits)
+        else:
+            assert found.recall == max(one.recall for one in fits)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("30ms", 30.0), ("30", 30.0), ("0.5s", 500.0), (" 1.5 ms", 1.5)]
+)
+def test_times(text: str, expected: float) -> None:
+    assert milliseconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-3ms", "3m", "1e3ms"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a time"):
+        milliseconds(text)
+
+
+def test_a_sweep_measures_once_and_picks(tmp_path: Path, small_data: Path) -> None:
+    shutil.copytree(base_folder(), tmp_path / "model")
+    line = (
+        *("sweep", "model", "--data", str(small_data), "--layers", "1"),
+        *("--precision", "fp32", "--dim", "64", "--dim", "128", "--pixels", "3136"),
+        *("--rounds", "1", "--seconds", "0.02", "--json"),
+    )
+    done = puma(*line, "--min-recall", "0.5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    found = told["points"]
+    assert {(one["layers"], one["dimension"]) for one in found} == {(1, dim) for dim in (64, 128)}
+    assert all(one["pixels"] == 3136 and one["text_ms"] > 0 for one in found)
+    assert told["picked"]["recall"] >= 0.5 * max(one["recall"] for one in found)
+    assert (tmp_path / "sweep" / "sweep.png").stat().st_size > 5_000
+    again = puma(*line, "--max-latency", "0.0001ms", cwd=tmp_path)
+    assert again.returncode == 1
+    assert json.loads(again.stdout)["points"] == found  # nothing is measured twice
+    assert "exporting" not in again.stderr
+    assert "timing" not in again.stderr
+    assert "nothing keeps the limits" in again.stderr.splitlines()[-1]
+    done = puma(*line, "--dim", "999", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("Traceback")) == (2, 0)
+    assert "embeds in 128 dimensions" in done.stderr

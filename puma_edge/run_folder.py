@@ -125,7 +125,7 @@ def _unfinished(settings: dict[str, Any]) -> Path | None:
 def _settings(folder: Path) -> dict[str, Any] | None:
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         raise PumaError(f"{folder / SETTINGS} is damaged; choose another --out") from None

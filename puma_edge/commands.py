@@ -16,10 +16,11 @@ from puma_edge.bundle import MANIFEST, Bundle
 from puma_edge.config import SAMPLE
 from puma_edge.data import load_dataset
 from puma_edge.errors import PumaError, UsageError, require
-from puma_edge.evaluate import Pool, Score, measure
+from puma_edge.evaluate import Score, measure
 from puma_edge.export.parity import Parity, batch_cosine, compare, judge
 from puma_edge.export.probe import read_probe
 from puma_edge.inputs import InputSpec
+from puma_edge.metrics import Pool
 from puma_edge.progress import Progress
 from puma_edge.run_folder import METRICS
 from puma_edge.runtimes.encoder import Encoder
@@ -29,6 +30,7 @@ from puma_edge.sample import emoji_folder
 
 PACKAGES = {
     "onnxruntime": "cpu",
+    "numkong": "search",
     "torch": "train",
     "transformers": "train",
     "peft": "train",

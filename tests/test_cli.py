@@ -72,6 +72,26 @@ def test_search_by_words_by_picture_and_by_both(work: Path) -> None:
     assert len(alone[0]["hits"]) == 10
 
 
+def test_search_with_filters_and_many_queries(work: Path, tmp_path: Path) -> None:
+    picture = next((work / "corpus" / "pictures").iterdir())
+    lines = [{"text": "a fox"}, {"text": "in blue", "image": str(picture)}]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    many = ("search", "index.npy", "--queries", str(tmp_path / "many.jsonl"), "--json")
+    done = puma(*many, "--modality", "image", "--path", "*/[a-f]*", "--top", "4", cwd=work)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert [one["query"]["text"] for one in answers] == ["a fox", "in blue"]
+    for hit in (hit for one in answers for hit in one["hits"]):
+        assert hit["modality"] == "image"
+        assert Path(hit["path"]).name[0] in "abcdef"
+    least = answers[0]["hits"][1]["score"]
+    done = puma("search", "index.npy", "a fox", "--threshold", str(least), "--json", cwd=work)
+    assert all(hit["score"] >= least for hit in json.loads(done.stdout)[0]["hits"])
+    done = puma("search", "index.npy", "a fox", "--dim", "32", cwd=work)
+    assert done.returncode == 0
+    assert "not trained for 32 dimensions" in done.stderr
+
+
 def test_search_prints_a_table_and_draws_a_sheet(work: Path) -> None:
     done = puma("search", "index.npy", "a fox", "--sheet", "hits.png", cwd=work)
     assert done.returncode == 0
@@ -312,7 +332,17 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_help_has_examples() -> None:
-    for command in ("sample", "train", "export", "embed", "search", "bench", "eval", "check"):
+    for command in (
+        "sample",
+        "train",
+        "export",
+        "embed",
+        "search",
+        "convert",
+        "bench",
+        "eval",
+        "check",
+    ):
         done = puma(command, "--help", cwd=Path.cwd(), COLUMNS="200")
         assert done.returncode == 0
         assert f"puma-edge {command}" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,35 @@ def test_search_with_filters_and_many_queries(work: Path, tmp_path: Path) -> Non
     done = puma("search", "index.npy", "a fox", "--dim", "32", cwd=work)
     assert done.returncode == 0
     assert "not trained for 32 dimensions" in done.stderr
+
+
+def test_the_readmes_python_does_what_the_commands_do(work: Path) -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    check = """
+import json, sys
+from pathlib import Path
+heavy = {"torch", "transformers", "onnx"} & set(sys.modules)
+corpus = Path("corpus/pictures")
+picture = sorted(corpus.iterdir())[0]
+index = Index.open("index.npy")
+records = index.records(range(len(index)))
+(row,) = (n for n, one in enumerate(records) if Path(one.path).name == picture.name)
+same = float(bundle.embed([picture])[0] @ index.vectors[row])
+print(json.dumps([found.rows.tolist(), found.scores.tolist(), same, sorted(heavy)]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code + check], cwd=work, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows, scores, same, heavy = json.loads(done.stdout)
+    assert heavy == []
+    assert same == pytest.approx(1, abs=1e-3)
+    line = ("search", "index.npy", "a fox", "red heart", "--top", "5", "--json")
+    answers = json.loads(puma(*line, cwd=work).stdout)
+    assert [[hit["row"] for hit in one["hits"]] for one in answers] == rows
+    found = [hit["score"] for one in answers for hit in one["hits"]]
+    assert np.ravel(scores).tolist() == pytest.approx(found)
 
 
 def test_search_prints_a_table_and_draws_a_sheet(work: Path) -> None:

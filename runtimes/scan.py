@@ -23,6 +23,7 @@ Place = slice | Int64
 QUERIES = 256  # at once: their scores of a chunk have to stay in the cache
 _ELEMENTS = 2**17  # scores of a chunk, for the same reason
 _CHUNK = 16384  # rows at most
+_CONVERTED = 2048  # rows at most where they are turned into fp32 first
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,10 @@ def scan_exactly(vectors: NDArray[Any], queries: Float32, size: int, rows: Rows)
         np.nan_to_num(products, copy=False, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         return products
 
+    whole = vectors.dtype == np.float32 and vectors.shape[1] == width
     # BLAS brings its own threads.
-    return _scan(score, len(queries), size, Rows(rows.total, rows.allowed))
+    part = Rows(rows.total, rows.allowed)
+    return _scan(score, len(queries), size, part, _CHUNK if whole else _CONVERTED)
 
 
 def scan_int8(rows: Coded, queries: Float32, size: int, part: Rows, kernel: Kernel) -> Found:
@@ -100,7 +103,8 @@ def scan_int8(rows: Coded, queries: Float32, size: int, part: Rows, kernel: Kern
             products(rows.codes[place]), scales, dtype=np.float32, casting="same_kind"
         )
 
-    return _scan(score, len(queries), size, part)
+    most = _CONVERTED if kernel is Kernel.NUMPY else _CHUNK
+    return _scan(score, len(queries), size, part, most)
 
 
 def scan_bits(
@@ -112,7 +116,7 @@ def scan_bits(
     def score(place: Place) -> Float32:
         return np.negative(distances(bits[place]), dtype=np.float32, casting="unsafe")
 
-    return _scan(score, len(queries), size, part)
+    return _scan(score, len(queries), size, part, _CHUNK)
 
 
 def rescore(vectors: NDArray[Any], queries: Float32, rows: Int64, size: int) -> Found:
@@ -124,12 +128,14 @@ def rescore(vectors: NDArray[Any], queries: Float32, rows: Int64, size: int) -> 
     return join([Found(scores, rows)], size)
 
 
-def _scan(score: Callable[[Place], Float32], queries: int, size: int, rows: Rows) -> Found:
+def _scan(
+    score: Callable[[Place], Float32], queries: int, size: int, rows: Rows, most: int
+) -> Found:
     size = min(size, rows.count)
     if not size or not queries:
         shape = (queries, size)
         return Found(np.empty(shape, np.float32), np.empty(shape, np.int64))
-    chunk = min(max(_ELEMENTS // queries, 1), _CHUNK)
+    chunk = min(max(_ELEMENTS // queries, 1), most)
 
     def work(number: int) -> Found:
         top = Top(queries, size)

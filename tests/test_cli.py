@@ -122,6 +122,23 @@ print(json.dumps([found.rows.tolist(), found.scores.tolist(), same, sorted(heavy
     assert np.ravel(scores).tolist() == pytest.approx(found)
 
 
+def test_a_search_imports_no_more_than_it_needs(work: Path) -> None:
+    """Modules are most of the time until the first answer; `--like` needs no engine either."""
+    for line, heavy in (
+        (("index.npy", "a fox"), set()),
+        (("index.npy", "--like", "0"), {"onnxruntime"}),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "puma_edge", "search", *line, "--json"],
+            cwd=work, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        loaded = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
+        assert "puma_edge.find" in loaded
+        unwanted = {"torch", "transformers", "onnx", "matplotlib", "rich.console", "puma_edge.data"}
+        assert not loaded & (unwanted | heavy)
+
+
 def test_search_prints_a_table_and_draws_a_sheet(work: Path) -> None:
     done = puma("search", "index.npy", "a fox", "--sheet", "hits.png", cwd=work)
     assert done.returncode == 0

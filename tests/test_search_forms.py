@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,6 +213,20 @@ def test_many_queries_and_none(tmp_path: Path) -> None:
     found = index.search(vectors, 1)  # more than are taken at once
     assert found.rows[:, 0].tolist() == list(range(300))
     assert index.search(vectors[:0], 4).rows.shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_memory_is_that_of_chunks(tmp_path: Path, dtype: type[np.floating]) -> None:
+    vectors = clustered(40_000, 64)
+    path = write_rows(tmp_path / "index.npy", vectors.astype(dtype))
+    convert(path, Target.INT8)
+    index = Index.open(path)
+    for form in (Form.EXACT, Form.INT8):
+        tracemalloc.start()
+        index.search(vectors[:300], 10, SearchSettings(form, threads=2))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 16e6  # all scores would be 48 MB
 
 
 def test_a_matrix_in_fortran_order(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from puma_edge.inputs import InputSpec
 from puma_edge.metrics import Pool
 from puma_edge.progress import Progress
 from puma_edge.run_folder import METRICS
+from puma_edge.runtimes.derived import present_forms
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.index import Index
@@ -169,7 +170,8 @@ def describe(path: Path) -> dict[str, Any]:
         }
     if path.suffix == ".npy":
         header = Index.open(path).header
-        return {"kind": "index", **header.__dict__}
+        forms = ", ".join(["exact", *(form.value for form in present_forms(path))])
+        return {"kind": "index", **header.__dict__, "forms": forms}
     if (path / METRICS).is_file():
         metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
         means = {name: round(row["mean"], 4) for name, row in metrics["recall"].items()}

@@ -146,6 +146,8 @@ def test_more_like_a_row_needs_no_bundle(index: Index) -> None:
     made = json.loads(done.stdout)
     assert made["recall"] == 1
     assert set(made["sizes"]) == {"index.int8.npy", "index.scales.npy", "index.int8.json"}
+    about = json.loads(puma("info", "index.npy", "--json", cwd=folder).stdout)
+    assert about["forms"] == "exact, int8"
     line = ("search", "index.npy", "--like", "id-3", "--like", "5", "--top", "4", "--json")
     done = puma(*line, "--where", "price=1", cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -85,6 +85,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": cli_build.export,
     "embed": cli_use.embed,
     "search": cli_use.search,
+    "convert": cli_use.convert,
     "bench": cli_use.bench,
     "eval": cli_build.evaluate,
     "check": cli_use.check,

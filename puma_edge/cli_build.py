@@ -12,7 +12,7 @@ from puma_edge import report
 from puma_edge.cli_options import PARTIAL, Json, Keep, Seed, Settings, Threads
 from puma_edge.config import SAMPLE, ExportConfig, Gate, TrainConfig, read_config
 from puma_edge.errors import MissingExtraError, UsageError, require
-from puma_edge.evaluate import Pool, by_task
+from puma_edge.metrics import Pool
 from puma_edge.ranks import rank
 
 
@@ -177,5 +177,7 @@ def evaluate(
     rows = {target: run_eval(target, config) for target in targets or ["bundle"]}
     report.show_scores(rows, json_)
     if plot is not None:
+        from puma_edge.evaluate import by_task
+
         draw_recall({target: by_task(scores) for target, scores in rows.items()}, plot)
         report.say(f"drawn: {plot}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,8 +17,9 @@ from puma_edge.cli_options import (
     RuntimeOption,
     Threads,
 )
+from puma_edge.prompts import Modality
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime
-from puma_edge.runtimes.vectors import Storage
+from puma_edge.runtimes.vectors import Form, Storage, Target
 
 
 def embed(
@@ -38,6 +39,7 @@ def embed(
     `puma-edge embed ~/Pictures --out pictures.npy --precision int8`
     """
     from puma_edge.bundle import Bundle
+    from puma_edge.find import dimension_warning, gate_warning
     from puma_edge.progress import Progress
     from puma_edge.runtimes.corpus import scan
     from puma_edge.runtimes.embedder import Settings as Options
@@ -47,10 +49,8 @@ def embed(
     opened = Bundle.open(bundle)
     found = scan(corpus)
     engine = open_engine(opened, runtime, precision, threads)
-    _warn_gate(opened)
-    if dim and dim not in (opened.manifest.dimension, *opened.manifest.matryoshka):
-        trained = ", ".join(map(str, opened.manifest.matryoshka)) or "none"
-        report.say(f"warning: the model was not trained for {dim} dimensions (trained: {trained})")
+    for warning in (*gate_warning(opened), *dimension_warning(opened, dim)):
+        report.say(f"warning: {warning}")
     report.say(f"{corpus}: {found.seen} items, {found.size / 1e6:.1f} MB, {engine.name}")
     if found.unsupported:
         report.say(f"not supported, passed over: {found.describe_unsupported()}")
@@ -74,8 +74,26 @@ def search(
     index: Annotated[Path, typer.Argument(help="An index written by embed.")],
     text: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to look for, or beside.")] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="More queries: a line each, or .jsonl with text, image.")
+    ] = None,
+    like: Annotated[list[str] | None, typer.Option(help="More like the row with this id.")] = None,
     bundle: BundleFolder = Path("bundle"),
     top: Annotated[int, typer.Option(help="Hits of each query.")] = 10,
+    threshold: Annotated[float | None, typer.Option(help="Least score of a hit.")] = None,
+    modality: Annotated[
+        list[Modality] | None, typer.Option(help="Only what consists of this; may be repeated.")
+    ] = None,
+    path: Annotated[
+        str | None, typer.Option(help="Only what lies there, like 'photos/*.jpg'.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only where metadata say so: column=value.")
+    ] = None,
+    dim: Annotated[int | None, typer.Option(help="Compare this many dimensions.")] = None,
+    form: Annotated[
+        Form, typer.Option(help="Rows gone through; auto: int8 if there, else exact.")
+    ] = Form.AUTO,
     instruction: Annotated[str | None, typer.Option(help="What kind of answer is wanted.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Draw the hits as a PNG.")] = None,
     runtime: RuntimeOption = Runtime.AUTO,
@@ -83,35 +101,58 @@ def search(
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
-    """Search an index by words, by a picture, or by both together.
+    """Search an index by words, by a picture, by both together, or by one of its rows.
 
     Examples: `puma-edge search index.npy "a fox" --top 5`,
-    `puma-edge search index.npy --image q.jpg --sheet hits.png`
+    `puma-edge search index.npy --image q.jpg --sheet hits.png`,
+    `puma-edge search index.npy "a fox" --modality image --where lang=en --threshold 0.3`
     """
-    from puma_edge.bundle import Bundle
-    from puma_edge.runtimes.engine import open_engine
-    from puma_edge.runtimes.index import Index
-    from puma_edge.runtimes.searcher import Query, embed_queries
-    from puma_edge.runtimes.searcher import search as find
-    from puma_edge.runtimes.sheet import draw_sheet, sheet_row
+    from puma_edge.find import FindConfig, find
+    from puma_edge.runtimes.filters import Filters, parse_where
 
-    opened = Bundle.open(bundle)
-    entries = Index.open(index)
-    engine = open_engine(opened, runtime, precision, threads)
-    _warn_gate(opened)
-    if warning := entries.require_model(opened.manifest, engine.precision):
+    config = FindConfig(
+        texts=tuple(text or ()),
+        image=image,
+        queries=queries,
+        like=tuple(like or ()),
+        instruction=instruction,
+        top=top,
+        threshold=threshold,
+        dim=dim,
+        form=form,
+        filters=Filters(tuple(modality or ()), path, parse_where(where or ())),
+        bundle=bundle,
+        runtime=runtime,
+        precision=precision,
+        threads=threads,
+    )
+    answer = find(index, config)
+    for warning in answer.warnings:
         report.say(f"warning: {warning}")
-    words: list[str | None] = [*text] if text else [None]
-    queries = [Query(one, image, instruction) for one in words]
-    vectors = embed_queries(queries, opened.spec, engine.encoder, opened.manifest.instructions)
-    hits = find(entries, vectors[:, : entries.header.dimension], top)
-    report.show_hits(queries, hits, json_)
+    report.show_hits(answer.queries, answer.hits, json_)
     if sheet is not None:
-        corpus = Path(entries.header.corpus)
-        rows = [sheet_row(*pair, corpus) for pair in zip(queries, hits, strict=True)]
-        title = f"{len(entries)} items in {corpus}\nmodel {opened.manifest.model_id}, {engine.name}"
-        draw_sheet(rows, sheet, title)
+        from puma_edge.runtimes.sheet import draw_sheet, sheet_row
+
+        pairs = zip(answer.queries, answer.hits, strict=True)
+        draw_sheet([sheet_row(*pair, answer.corpus) for pair in pairs], sheet, answer.heading)
         report.say(f"drawn: {sheet}")
+
+
+def convert(
+    index: Annotated[Path, typer.Argument(help="An index written by embed.")],
+    to: Annotated[
+        Target,
+        typer.Option(help="int8, binary: files beside it for search; fp16, fp32: its numbers."),
+    ],
+    json_: Json = False,
+) -> None:
+    """Convert an index for faster search or fewer bytes, and say what recall it costs.
+
+    Examples: `puma-edge convert index.npy --to int8`, `puma-edge convert index.npy --to fp16`
+    """
+    from puma_edge.runtimes.convert import convert as run
+
+    report.show_conversion(run(index, to), json_)
 
 
 def check(
@@ -170,8 +211,3 @@ def bench(
         draw_bench(result, out.with_suffix(".png"))
     except MissingExtraError as error:
         report.say(f"no plot was drawn: {error}")
-
-
-def _warn_gate(bundle: Any) -> None:
-    if bundle.manifest.gate != "passed":
-        report.say(f"warning: {bundle.folder} failed its parity check and was exported anyway")

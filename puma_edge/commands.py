@@ -16,12 +16,14 @@ from puma_edge.bundle import MANIFEST, Bundle
 from puma_edge.config import SAMPLE
 from puma_edge.data import load_dataset
 from puma_edge.errors import PumaError, UsageError, require
-from puma_edge.evaluate import Pool, Score, measure
+from puma_edge.evaluate import Score, measure
 from puma_edge.export.parity import Parity, batch_cosine, compare, judge
 from puma_edge.export.probe import read_probe
 from puma_edge.inputs import InputSpec
+from puma_edge.metrics import Pool
 from puma_edge.progress import Progress
 from puma_edge.run_folder import METRICS
+from puma_edge.runtimes.derived import present_forms
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.index import Index
@@ -29,6 +31,7 @@ from puma_edge.sample import emoji_folder
 
 PACKAGES = {
     "onnxruntime": "cpu",
+    "numkong": "search",
     "torch": "train",
     "transformers": "train",
     "peft": "train",
@@ -167,7 +170,8 @@ def describe(path: Path) -> dict[str, Any]:
         }
     if path.suffix == ".npy":
         header = Index.open(path).header
-        return {"kind": "index", **header.__dict__}
+        forms = ", ".join(["exact", *(form.value for form in present_forms(path))])
+        return {"kind": "index", **header.__dict__, "forms": forms}
     if (path / METRICS).is_file():
         metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
         means = {name: round(row["mean"], 4) for name, row in metrics["recall"].items()}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puma_edge.data import Dataset, Example, Source, SourceEncoder
 from puma_edge.inputs import Encoded, Float32, InputSpec
-from puma_edge.metrics import ndcg_at_k, recall_at_k
+from puma_edge.metrics import Pool, ndcg_at_k, recall_at_k
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.vectors import shorten
 
@@ -21,13 +20,6 @@ WIDER = {"fashion200k": 10, "fashioniq": 10}
 BATCH = 64
 
 Progress = Callable[[int, int], None]
-
-
-class Pool(str, Enum):
-    """Among which candidates an answer is looked for."""
-
-    LOCAL = "local"  # those of the query's own data set and task
-    GLOBAL = "global"  # those of all data sets and tasks
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Pool(str, Enum):
+    """Among which candidates an answer is looked for."""
+
+    LOCAL = "local"  # those of the query's own data set and task
+    GLOBAL = "global"  # those of all data sets and tasks
 
 
 def recall_at_k(

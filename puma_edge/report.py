@@ -9,19 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
-from puma_edge.data import TASK_NAMES
-from puma_edge.evaluate import Score, by_task
-from puma_edge.metrics import bootstrap
-from puma_edge.runtimes.embedder import Report
-from puma_edge.runtimes.searcher import Hit, Query
-
+# What one command alone prints with comes in with it: a search has to answer within a second.
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from puma_edge.bench import BenchReport
+    from puma_edge.evaluate import Score
     from puma_edge.export.pipeline import ExportReport
+    from puma_edge.runtimes.convert import Conversion
+    from puma_edge.runtimes.embedder import Report
+    from puma_edge.runtimes.searcher import Hit, Query
     from puma_edge.sweep import SweepReport
     from puma_edge.trade import Point
     from puma_edge.train import TrainReport
@@ -37,7 +34,7 @@ def show(values: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(values)
         return
-    table = Table(show_header=False, box=None)
+    table = _table(show_header=False, box=None)
     for name, value in values.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         table.add_row(name, str(text))
@@ -49,8 +46,10 @@ def show_recall(rows: Mapping[str, Mapping[int, float]], as_json: bool) -> None:
     if as_json:
         _print_json({n: {"mean": _mean(r), "task": r} for n, r in rows.items() if r})
         return
+    from puma_edge.data import TASK_NAMES
+
     tasks = sorted({task for recall in rows.values() for task in recall})
-    table = Table("recall@5", *[TASK_NAMES.get(task, str(task)) for task in tasks], "mean")
+    table = _table("recall@5", *[TASK_NAMES.get(task, str(task)) for task in tasks], "mean")
     for name, recall in rows.items():
         if recall:
             cells = [f"{recall[task]:.3f}" for task in tasks]
@@ -60,12 +59,15 @@ def show_recall(rows: Mapping[str, Mapping[int, float]], as_json: bool) -> None:
 
 def show_scores(rows: Mapping[str, Sequence[Score]], as_json: bool) -> None:
     """Scores of one or several targets, with intervals, and differences to the first."""
+    from puma_edge.data import TASK_NAMES
+    from puma_edge.metrics import bootstrap
+
     first = next(iter(rows.values()))
     if as_json:
         _print_json({name: _scores(scores, first) for name, scores in rows.items()})
         return
     for name, scores in rows.items():
-        table = Table("task", "data", "queries", "recall", "95%", "nDCG", title=name)
+        table = _table("task", "data", "queries", "recall", "95%", "nDCG", title=name)
         for one in scores:
             low, high = bootstrap([one.recall])
             table.add_row(
@@ -87,6 +89,11 @@ def show_scores(rows: Mapping[str, Sequence[Score]], as_json: bool) -> None:
 
 
 def _scores(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, Any]:
+    import numpy as np
+
+    from puma_edge.evaluate import by_task
+    from puma_edge.metrics import bootstrap
+
     told: dict[str, Any] = {
         "mean": _mean(by_task(scores)),
         "interval": bootstrap([one.recall for one in scores]),
@@ -139,7 +146,7 @@ def show_export(report: ExportReport, as_json: bool) -> None:
         return
     labelled = any(one.recall for one in report.parity.values())
     last = "recall@5 (PyTorch)" if labelled else "agreement"
-    table = Table("precision", "MB", "worst cosine", "mean cosine", "any batch", last, "gate")
+    table = _table("precision", "MB", "worst cosine", "mean cosine", "any batch", last, "gate")
     for name, one in report.parity.items():
         score = f"{one.agreement:.3f}" if one.agreement is not None else "-"
         if one.recall:
@@ -174,7 +181,11 @@ def show_hits(queries: Sequence[Query], hits: Sequence[Sequence[Hit]], as_json: 
         _print_json(
             [
                 {
-                    "query": {"text": query.text, "image": str(query.image or "") or None},
+                    "query": {
+                        "text": query.text,
+                        "image": str(query.image or "") or None,
+                        **({"like": query.like} if query.like is not None else {}),
+                    },
                     "hits": [{**asdict(hit), "modality": hit.modality.value} for hit in found],
                 }
                 for query, found in zip(queries, hits, strict=True)
@@ -183,10 +194,27 @@ def show_hits(queries: Sequence[Query], hits: Sequence[Sequence[Hit]], as_json: 
         return
     for query, found in zip(queries, hits, strict=True):
         name = " + ".join(part for part in (str(query.image or ""), query.text or "") if part)
-        table = Table("", "score", "file", "text", title=name, title_justify="left")
+        name = name if query.like is None else f"like {query.like}"
+        table = _table("", "score", "file", "text", title=name, title_justify="left")
         for hit in found:
             table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.id, hit.text)
         _print(table)
+
+
+def show_conversion(made: Conversion, as_json: bool) -> None:
+    """What was written, and the recall that it costs."""
+    if as_json:
+        values = {**asdict(made), "index": str(made.index), "to": made.to.value}
+        _print_json(values)
+        return
+    for name, size in made.sizes.items():
+        print(f"{made.index.with_name(name)}: {size / 1e6:.1f} MB")
+    if made.recall is None:
+        print("recall was not measured: it takes two rows at least")
+        return
+    print(
+        f"recall@10 {made.recall:.4f} of the rows as they were, {made.queries} of them as queries"
+    )
 
 
 def show_bench(report: BenchReport, as_json: bool) -> None:
@@ -195,7 +223,7 @@ def show_bench(report: BenchReport, as_json: bool) -> None:
         _print_json(report.to_json())
         return
     bases = list(report.rows[0].speedup)
-    table = Table("case", "backend", "median ms", "p99 ms", *[f"x {b}" for b in bases], "cosine")
+    table = _table("case", "backend", "median ms", "p99 ms", *[f"x {b}" for b in bases], "cosine")
     case = ""
     for row in report.rows:
         ratios = [f"{row.speedup[base]:.2f}" for base in bases]
@@ -206,7 +234,7 @@ def show_bench(report: BenchReport, as_json: bool) -> None:
         )
         case = row.case
     _print(table)
-    table = Table("backend", "peak memory MB", "files MB", "load s")
+    table = _table("backend", "peak memory MB", "files MB", "load s")
     for name, peak in report.peak_bytes.items():
         size = report.file_bytes.get(name)
         table.add_row(
@@ -230,7 +258,7 @@ def show_sweep(report: SweepReport, picked: Point | None, as_json: bool) -> None
         _print_json({**about, "points": points, "picked": chosen})
         return
     titles = ("layers", "precision", "pixels", "dim", "recall", "text ms", "image ms")
-    table = Table("", *titles, "memory MB", "files MB")
+    table = _table("", *titles, "memory MB", "files MB")
     for one in report.points:
         table.add_row(
             "*" if one.best else "",
@@ -257,7 +285,7 @@ def show_check(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
         _print_json(rows)
         return
-    table = Table("precision", "engine", "worst cosine", "mean cosine", "any batch", "result")
+    table = _table("precision", "engine", "worst cosine", "mean cosine", "any batch", "result")
     for row in rows:
         numbers = [f"{row[name]:.6f}" for name in ("worst_cosine", "mean_cosine", "batch_cosine")]
         result = "passed" if row["passed"] else "; ".join(row["failures"])
@@ -269,7 +297,15 @@ def _mean(recall: Mapping[int, float]) -> float:
     return sum(recall.values()) / len(recall)
 
 
+def _table(*headers: str, **options: Any) -> Table:
+    from rich.table import Table
+
+    return Table(*headers, **options)
+
+
 def _print(table: Table) -> None:
+    from rich.console import Console
+
     # A pipe has no width: rich would cut the table at 80 columns.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

@@ -1,4 +1,4 @@
-"""An index on disk: opened by mapping, searched exactly."""
+"""An index on disk: opened by mapping, searched in the fastest form that is there."""
 
 from __future__ import annotations
 
@@ -10,56 +10,57 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma_edge.bundle import Manifest, Precision
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.inputs import Float32
-from puma_edge.prompts import Modality
-from puma_edge.runtimes.best import Best
-from puma_edge.runtimes.vectors import shorten
-from puma_edge.runtimes.writer import FORMAT_VERSION, SCHEMA, Header, find_file, index_files
+from puma_edge.runtimes.codes import Coded
+from puma_edge.runtimes.derived import (
+    Bits,
+    UnusableError,
+    form_files,
+    open_binary,
+    open_int8,
+)
+from puma_edge.runtimes.kernels import Kernel, best_kernel
+from puma_edge.runtimes.records import AGAIN, Record, Table, count_rows
+from puma_edge.runtimes.scan import (
+    QUERIES,
+    Allowed,
+    Rows,
+    rescore,
+    scan_bits,
+    scan_exactly,
+    scan_int8,
+    usable_cores,
+)
+from puma_edge.runtimes.top import Found
+from puma_edge.runtimes.vectors import Form, shorten
+from puma_edge.runtimes.writer import FORMAT_VERSION, Header, find_file, index_files
 
-_CHUNK = 16384  # rows: their scores stay in the cache between the product and the selection
-_AGAIN = "write it again: puma-edge embed"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What an index knows of a row.
-
-    Attributes:
-        id: the document's id.
-        path: the file to show, relative to the corpus.
-        modality: text, image or both.
-        hash: of the document's content.
-        text: the beginning of its text.
-        metadata: every other key of its JSONL line.
-
-    """
-
-    id: str
-    path: str
-    modality: Modality
-    hash: str
-    text: str
-    metadata: dict[str, Any]
+INT8_CANDIDATES = 40  # scored again; enough for recall 1.000 at 10 hits
+BINARY_CANDIDATES = 400
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best rows for each query, best first; equal scores by row.
+class SearchSettings:
+    """How to search.
 
     Attributes:
-        scores: [queries, k], float32; -inf for rows that are not numbers.
-        rows: [queries, k], int64.
+        form: in what form to go through the rows.
+        dimension: compare the first so many numbers only, normalised again; None for all.
+        allowed: [rows], which of them may be found; None for all.
+        threads: None for all cores.
+        kernel: whose products, None for the fastest.
 
     """
 
-    scores: Float32
-    rows: NDArray[np.int64]
+    form: Form = Form.AUTO
+    dimension: int | None = None
+    allowed: Allowed | None = None
+    threads: int | None = None
+    kernel: Kernel | None = None
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,14 @@ class Index:
     vectors: NDArray[Any]
 
     @classmethod
-    def open(cls, path: Path) -> Index:
+    def open(cls, path: Path | str) -> Index:
         """Map an index and check that its files belong together.
 
         Raises:
             PumaError: there is none, it is of another format version, or it is damaged.
 
         """
+        path = Path(path)
         _, table, info, matrix = (find_file(path, name) for name in index_files(path))
         if path.suffix != ".npy" or not matrix.is_file():
             raise PumaError(
@@ -93,12 +95,12 @@ class Index:
             )
         header = _read_header(info, path)
         vectors = _map_matrix(matrix)
-        rows = _count_rows(table, path)
+        rows = count_rows(table, path)
         expected = (header.rows, header.dimension)
         if vectors.shape != expected or rows != header.rows or vectors.dtype != header.dtype:
             raise PumaError(
                 f"the files of {path} do not belong together ({vectors.dtype} {vectors.shape}, "
-                f"{rows} rows in {table.name}, {header.dtype} {expected} in {info.name}); {_AGAIN}"
+                f"{rows} rows in {table.name}, {header.dtype} {expected} in {info.name}); {AGAIN}"
             )
         return cls(path, header, vectors)
 
@@ -130,24 +132,81 @@ class Index:
             )
         return None
 
-    def search(self, queries: Float32, top: int, dimension: int | None = None) -> Found:
-        """Find the rows with the largest inner product with each query, exactly.
+    def search(
+        self, queries: NDArray[Any], top: int = 10, settings: SearchSettings | None = None
+    ) -> Found:
+        """Find the rows with the largest inner product with each query.
+
+        Where the index has int8 rows (`puma-edge convert INDEX --to int8`), those are gone through
+        and the best few are scored again with the rows themselves; otherwise all of them are.
 
         Args:
             queries: [queries, d]; longer ones than the rows are shortened like them.
-            top: how many rows; fewer are given where the index has fewer.
-            dimension: compare the first so many numbers only, normalised again.
+            top: how many rows; fewer are given where there are fewer.
+            settings: in what form to go through the rows, and which of them.
 
         Raises:
             UsageError: `top` or the dimension is out of range.
-            PumaError: a query is shorter than the rows, or holds no numbers.
+            PumaError: a query is shorter than the rows, or holds no numbers; or the form asked for
+                is not there.
 
         """
-        width = self.header.dimension if dimension is None else dimension
+        settings = settings or SearchSettings()
+        queries = self._check(np.asarray(queries), top, settings)
+        form = self._choose(settings)
+        parts = [
+            self._search(queries[begin : begin + QUERIES], top, form, settings)
+            for begin in range(0, max(len(queries), 1), QUERIES)
+        ]
+        return Found(
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.rows for part in parts]),
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """Why the int8 rows beside the index are not used, where they are there and cannot be."""
+        if form_files(self.path, Form.INT8)[-1].exists() and isinstance(self._int8, str):
+            return self._int8
+        return None
+
+    def _search(self, queries: Float32, top: int, form: Form, settings: SearchSettings) -> Found:
+        rows = Rows(len(self), settings.allowed, settings.threads or usable_cores())
+        kernel = settings.kernel or best_kernel()
+        vectors = np.asarray(self.vectors)
+        match form:
+            case Form.INT8:
+                coded = open_int8(self.path, vectors) if isinstance(self._int8, str) else self._int8
+                many = max(INT8_CANDIDATES, 4 * top)
+                found = scan_int8(coded, queries, many, rows, kernel)
+            case Form.BINARY:
+                many = max(BINARY_CANDIDATES, 40 * top)
+                bits = self._bits
+                found = scan_bits(bits.bits, bits.rotation, queries, many, rows, kernel)
+            case _:
+                return scan_exactly(vectors, queries, top, rows)
+        return rescore(vectors, queries, found.rows, top)
+
+    def _choose(self, settings: SearchSettings) -> Form:
+        width = settings.dimension or self.header.dimension
+        if width != self.header.dimension and settings.form in (Form.INT8, Form.BINARY):
+            raise UsageError(
+                f"{settings.form.value} rows are made of all {self.header.dimension} dimensions; "
+                "take --form exact with fewer of them"
+            )
+        if settings.form is not Form.AUTO:
+            return settings.form
+        whole = width == self.header.dimension
+        return Form.INT8 if whole and not isinstance(self._int8, str) else Form.EXACT
+
+    def _check(self, queries: NDArray[Any], top: int, settings: SearchSettings) -> Float32:
+        width = self.header.dimension if settings.dimension is None else settings.dimension
         if top < 1:
             raise UsageError(f"top is {top}; expected 1 or more")
         if not 1 <= width <= self.header.dimension:
             raise UsageError(f"{width} dimensions asked for; the index has {self.header.dimension}")
+        if settings.threads is not None and settings.threads < 1:
+            raise UsageError(f"{settings.threads} threads asked for; expected 1 or more")
         if queries.ndim != 2 or queries.shape[1] < self.header.dimension:
             raise PumaError(
                 f"queries of shape {queries.shape} for an index of {self.header.dimension} "
@@ -155,20 +214,19 @@ class Index:
             )
         if not np.isfinite(queries).all():
             raise PumaError("a query's embedding is not finite; try --precision fp32")
-        best = [Best(min(top, len(self))) for _ in queries]
-        queries = shorten(queries, width)
-        for begin in range(0, len(self), _CHUNK):
-            rows = shorten(self.vectors[begin : begin + _CHUNK], width)
-            scores = np.nan_to_num(
-                queries @ rows.T, copy=False, nan=-np.inf, posinf=np.inf, neginf=-np.inf
-            )
-            for one, line in zip(best, scores, strict=True):
-                one.add(line, begin)
-        shape = (len(best), min(top, len(self)))
-        return Found(
-            np.asarray([one.scores for one in best], np.float32).reshape(shape),
-            np.asarray([one.rows for one in best], np.int64).reshape(shape),
-        )
+        return shorten(queries, width)
+
+    @cached_property
+    def _int8(self) -> Coded | str:
+        """The int8 rows, or why there are none."""
+        try:
+            return open_int8(self.path, np.asarray(self.vectors))
+        except UnusableError as error:
+            return str(error)
+
+    @cached_property
+    def _bits(self) -> Bits:
+        return open_binary(self.path, np.asarray(self.vectors))
 
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Look up what is known of some rows.
@@ -177,34 +235,12 @@ class Index:
             PumaError: the table is damaged.
 
         """
-        try:
-            groups = {row: self._group(row) for row in rows}
-            tables: dict[int, pa.Table] = {
-                group: self._table.read_row_group(group) for group in set(groups.values())
-            }
-            return [_record(tables[groups[row]], row - self._starts[groups[row]]) for row in rows]
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise PumaError(f"the table of {self.path} is damaged ({error}); {_AGAIN}") from None
+        return self.table.records(rows)
 
     @cached_property
-    def _table(self) -> pq.ParquetFile:
-        return pq.ParquetFile(find_file(self.path, index_files(self.path)[1]))
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        info = self._table.metadata
-        sizes = [info.row_group(group).num_rows for group in range(info.num_row_groups)]
-        return [sum(sizes[:group]) for group in range(len(sizes))]
-
-    def _group(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
-
-
-def _record(table: pa.Table, row: int) -> Record:
-    values: dict[str, str] = table.slice(row, 1).to_pylist()[0]
-    metadata = json.loads(values["metadata"]) if values["metadata"] else {}
-    modality = Modality(values["modality"])
-    return Record(values["id"], values["path"], modality, values["hash"], values["text"], metadata)
+    def table(self) -> Table:
+        """What is known of the rows, row by row."""
+        return Table(find_file(self.path, index_files(self.path)[1]))
 
 
 def _read_header(path: Path, index: Path) -> Header:
@@ -212,17 +248,17 @@ def _read_header(path: Path, index: Path) -> Header:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["format_version"]
     except FileNotFoundError:
-        raise PumaError(f"{index} has no {path.name} beside it; {_AGAIN}") from None
+        raise PumaError(f"{index} has no {path.name} beside it; {AGAIN}") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise PumaError(f"{path} is damaged ({error}); {_AGAIN}") from None
+        raise PumaError(f"{path} is damaged ({error}); {AGAIN}") from None
     if version != FORMAT_VERSION:
         raise PumaError(
-            f"{index} has format version {version}, this puma-edge reads {FORMAT_VERSION}; {_AGAIN}"
+            f"{index} has format version {version}, this puma-edge reads {FORMAT_VERSION}; {AGAIN}"
         )
     try:
         return Header(**values)
     except TypeError as error:
-        raise PumaError(f"{path} is damaged ({error}); {_AGAIN}") from None
+        raise PumaError(f"{path} is damaged ({error}); {AGAIN}") from None
 
 
 def _map_matrix(path: Path) -> NDArray[Any]:
@@ -233,16 +269,4 @@ def _map_matrix(path: Path) -> NDArray[Any]:
         reason = f"it has {vectors.ndim} axes"
     except (OSError, ValueError, EOFError, AttributeError) as error:
         reason = str(error)
-    raise PumaError(f"{path} is no index ({reason}); {_AGAIN}")
-
-
-def _count_rows(path: Path, index: Path) -> int:
-    try:
-        info = pq.read_metadata(path)
-        if info.schema.to_arrow_schema().names != SCHEMA.names:
-            raise ValueError(f"columns {info.schema.to_arrow_schema().names}")
-        return int(info.num_rows)
-    except FileNotFoundError:
-        raise PumaError(f"{index} has no {path.name} beside it; {_AGAIN}") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise PumaError(f"{path} is damaged ({error}); {_AGAIN}") from None
+    raise PumaError(f"{path} is no index ({reason}); {AGAIN}")

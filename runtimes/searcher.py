@@ -13,7 +13,8 @@ from puma_edge.images import UInt8, decode
 from puma_edge.inputs import Float32, InputSpec, Item
 from puma_edge.prompts import Modality
 from puma_edge.runtimes.encoder import Encoder
-from puma_edge.runtimes.index import Index
+from puma_edge.runtimes.index import Index, SearchSettings
+from puma_edge.runtimes.records import Record
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Query:
         text: words, None or blank for none.
         image: a picture, None for none.
         instruction: what kind of answer is wanted; None for the bundle's own, "" for none.
+        like: the id of the row that is itself the query, None where it is none.
 
     """
 
     text: str | None = None
     image: Path | None = None
     instruction: str | None = None
+    like: str | None = None
 
     @property
     def modality(self) -> Modality:
@@ -63,6 +66,24 @@ class Hit:
     text: str
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which documents are wanted of each query.
+
+    Attributes:
+        top: how many.
+        settings: how to search, and among which rows.
+        threshold: their least score, None for any.
+        without: of each query the row that is no hit, None for none; empty for none at all.
+
+    """
+
+    top: int
+    settings: SearchSettings | None = None
+    threshold: float | None = None
+    without: Sequence[int | None] = ()
+
+
 def embed_queries(
     queries: Sequence[Query], spec: InputSpec, encoder: Encoder, instructions: Mapping[str, str]
 ) -> Float32:
@@ -89,26 +110,37 @@ def embed_queries(
     return result
 
 
-def search(index: Index, vectors: Float32, top: int) -> list[list[Hit]]:
+def search(index: Index, vectors: Float32, wanted: Wanted) -> list[list[Hit]]:
     """Find the best documents for each query embedding [queries, d].
 
     Raises:
         UsageError, PumaError: see `Index.search`.
 
     """
-    found = index.search(vectors, top)
-    results: list[list[Hit]] = []
-    for scores, rows in zip(found.scores.tolist(), found.rows.tolist(), strict=True):
-        records = index.records(rows)
-        results.append(
-            [
-                Hit(rank, score, row, record.id, record.path, record.modality, record.text)
-                for rank, (score, row, record) in enumerate(
-                    zip(scores, rows, records, strict=True), 1
-                )
-            ]
+    found = index.search(vectors, wanted.top + bool(wanted.without), wanted.settings)
+    without = wanted.without or [None] * len(vectors)
+    least = -np.inf if wanted.threshold is None else wanted.threshold
+    pairs = [
+        [
+            (score, row)
+            for score, row in zip(scores, rows, strict=True)
+            if row != itself and score >= least
+        ][: wanted.top]
+        for scores, rows, itself in zip(
+            found.scores.tolist(), found.rows.tolist(), without, strict=True
         )
-    return results
+    ]
+    # Looked up at once: many queries share the parts of the table that are read.
+    rows = sorted({row for line in pairs for _, row in line})
+    records = dict(zip(rows, index.records(rows), strict=True))
+    return [
+        [_hit(rank, score, row, records[row]) for rank, (score, row) in enumerate(line, 1)]
+        for line in pairs
+    ]
+
+
+def _hit(rank: int, score: float, row: int, record: Record) -> Hit:
+    return Hit(rank, score, row, record.id, record.path, record.modality, record.text)
 
 
 def _item(query: Query, instructions: Mapping[str, str]) -> Item:

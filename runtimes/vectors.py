@@ -24,6 +24,24 @@ class Storage(str, Enum):
         return little
 
 
+class Form(str, Enum):
+    """In what form the rows are gone through."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    INT8 = "int8"
+    BINARY = "binary"
+
+
+class Target(str, Enum):
+    """What an index can be converted to."""
+
+    INT8 = "int8"
+    FP16 = "fp16"
+    BINARY = "binary"
+    FP32 = "fp32"
+
+
 def shorten(vectors: NDArray[Any], dimension: int | None) -> Float32:
     """Keep the first `dimension` numbers of each row [n, d] and normalise again (Matryoshka).
 

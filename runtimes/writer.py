@@ -132,8 +132,7 @@ def _fill(folder: Path, out: Path, outcome: Outcome, header: Header) -> None:
     lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in outcome.quarantine]
     _write(quarantine, lambda file: file.write("".join(f"{x}\n" for x in lines).encode()))
     _write(table, lambda file: _write_table(file, outcome.kept))
-    text = json.dumps(asdict(header), indent=2, ensure_ascii=False) + "\n"
-    _write(info, lambda file: file.write(text.encode()))
+    _write(info, lambda file: file.write(dump_header(header)))
     _write(matrix, lambda file: _write_matrix(file, outcome, header))
     sync_folder(folder)
 
@@ -154,6 +153,11 @@ def finish_publishing(out: Path) -> None:
             os.replace(source, target)
     sync_folder(out.parent)
     ready.rmdir()
+
+
+def dump_header(header: Header) -> bytes:
+    """What `index.json` holds."""
+    return (json.dumps(asdict(header), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:

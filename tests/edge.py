@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -18,6 +21,7 @@ from puma_edge.inputs import Batch, InputSpec, Positions
 from puma_edge.prompts import SPECIAL_TOKENS, PromptFormat, PromptTokenizer
 from puma_edge.runtimes.corpus import scan
 from puma_edge.runtimes.embedder import Report, Settings, Stamp, embed_corpus
+from puma_edge.runtimes.writer import SCHEMA, Header, dump_header
 
 DIMENSION = 24
 STAMP = Stamp("model-a", "fp32")
@@ -114,6 +118,26 @@ def mixed(root: Path, texts: int = 12, images: int = 6) -> Path:
     files |= {"copy.txt": "text number 0 ", "broken.png": encoded(picture(1))[:60]}
     files["lines.jsonl"] = [{"text": "one"}, {"image": "pairs/a.jpg", "text": "two", "id": "x"}]
     return fill(root, files)
+
+
+def write_rows(out: Path, vectors: NDArray[Any], metadata: Sequence[object] = ()) -> Path:
+    """Write an index of these rows, as `embed` would: texts and pictures in turn, in folders."""
+    count, width = vectors.shape
+    np.save(out, vectors)
+    header = Header(
+        "model-a", "fp32", "p", width, str(vectors.dtype), count, "c", count, count, 0, 0
+    )
+    out.with_suffix(".json").write_bytes(dump_header(header))
+    columns = {
+        "id": [f"id-{n}" for n in range(count)],
+        "path": [f"{'ab'[n // 2 % 2]}/{n}.{('txt', 'png')[n % 2]}" for n in range(count)],
+        "modality": [("text", "image")[n % 2] for n in range(count)],
+        "hash": [f"{n:064x}" for n in range(count)],
+        "text": [f"text {n}" for n in range(count)],
+        "metadata": [json.dumps(one) for one in metadata] or [""] * count,
+    }
+    pq.write_table(pa.table(columns, schema=SCHEMA), out.with_suffix(".parquet"), row_group_size=64)
+    return out
 
 
 def embed(root: Path, out: Path, settings: Settings | None = None, stamp: Stamp = STAMP) -> Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,72 @@ def test_search_by_words_by_picture_and_by_both(work: Path) -> None:
     both = json.loads(puma("search", "index.npy", "in blue", *image, cwd=work).stdout)
     assert alone[0]["hits"] != both[0]["hits"]
     assert len(alone[0]["hits"]) == 10
+
+
+def test_search_with_filters_and_many_queries(work: Path, tmp_path: Path) -> None:
+    picture = next((work / "corpus" / "pictures").iterdir())
+    lines = [{"text": "a fox"}, {"text": "in blue", "image": str(picture)}]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    many = ("search", "index.npy", "--queries", str(tmp_path / "many.jsonl"), "--json")
+    done = puma(*many, "--modality", "image", "--path", "*/[a-f]*", "--top", "4", cwd=work)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert [one["query"]["text"] for one in answers] == ["a fox", "in blue"]
+    for hit in (hit for one in answers for hit in one["hits"]):
+        assert hit["modality"] == "image"
+        assert Path(hit["path"]).name[0] in "abcdef"
+    least = answers[0]["hits"][1]["score"]
+    done = puma("search", "index.npy", "a fox", "--threshold", str(least), "--json", cwd=work)
+    assert all(hit["score"] >= least for hit in json.loads(done.stdout)[0]["hits"])
+    done = puma("search", "index.npy", "a fox", "--dim", "32", cwd=work)
+    assert done.returncode == 0
+    assert "not trained for 32 dimensions" in done.stderr
+
+
+def test_the_readmes_python_does_what_the_commands_do(work: Path) -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    check = """
+import json, sys
+from pathlib import Path
+heavy = {"torch", "transformers", "onnx"} & set(sys.modules)
+corpus = Path("corpus/pictures")
+picture = sorted(corpus.iterdir())[0]
+index = Index.open("index.npy")
+records = index.records(range(len(index)))
+(row,) = (n for n, one in enumerate(records) if Path(one.path).name == picture.name)
+same = float(bundle.embed([picture])[0] @ index.vectors[row])
+print(json.dumps([found.rows.tolist(), found.scores.tolist(), same, sorted(heavy)]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code + check], cwd=work, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows, scores, same, heavy = json.loads(done.stdout)
+    assert heavy == []
+    assert same == pytest.approx(1, abs=1e-3)
+    line = ("search", "index.npy", "a fox", "red heart", "--top", "5", "--json")
+    answers = json.loads(puma(*line, cwd=work).stdout)
+    assert [[hit["row"] for hit in one["hits"]] for one in answers] == rows
+    found = [hit["score"] for one in answers for hit in one["hits"]]
+    assert np.ravel(scores).tolist() == pytest.approx(found)
+
+
+def test_a_search_imports_no_more_than_it_needs(work: Path) -> None:
+    """Modules are most of the time until the first answer; `--like` needs no engine either."""
+    for line, heavy in (
+        (("index.npy", "a fox"), set()),
+        (("index.npy", "--like", "0"), {"onnxruntime"}),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "puma_edge", "search", *line, "--json"],
+            cwd=work, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        loaded = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
+        assert "puma_edge.find" in loaded
+        unwanted = {"torch", "transformers", "onnx", "matplotlib", "rich.console", "puma_edge.data"}
+        assert not loaded & (unwanted | heavy)
 
 
 def test_search_prints_a_table_and_draws_a_sheet(work: Path) -> None:
@@ -326,7 +393,17 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_help_has_examples() -> None:
-    for command in ("sample", "train", "export", "embed", "search", "bench", "eval", "check"):
+    for command in (
+        "sample",
+        "train",
+        "export",
+        "embed",
+        "search",
+        "convert",
+        "bench",
+        "eval",
+        "check",
+    ):
         done = puma(command, "--help", cwd=Path.cwd(), COLUMNS="200")
         assert done.returncode == 0
         assert f"puma-edge {command}" in done.stdout

@@ -11,8 +11,9 @@ import pytest
 
 from puma_edge.data import load_dataset
 from puma_edge.errors import PumaError
-from puma_edge.evaluate import Pool, by_task, evaluate, mean, measure
+from puma_edge.evaluate import by_task, evaluate, mean, measure
 from puma_edge.inputs import Batch, Float32
+from puma_edge.metrics import Pool
 from puma_edge.prompts import Modality
 from tests.edge import small_spec
 

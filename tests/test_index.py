@@ -15,9 +15,9 @@ from puma_edge.bundle import Manifest, Precision
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.images import PixelLimits
 from puma_edge.prompts import Modality, PromptFormat
-from puma_edge.runtimes import index as index_module
-from puma_edge.runtimes.index import Index
-from puma_edge.runtimes.searcher import Query, embed_queries, search
+from puma_edge.runtimes import scan
+from puma_edge.runtimes.index import Index, SearchSettings
+from puma_edge.runtimes.searcher import Query, Wanted, embed_queries, search
 from puma_edge.runtimes.vectors import shorten
 from puma_edge.runtimes.writer import Header
 from tests.edge import HashEncoder, embed, encoded, fill, mixed, picture, small_spec
@@ -66,11 +66,11 @@ def test_search_equals_a_naive_sort_ties_included(
         np.float16 if half else np.float32
     )
     asked = rng.integers(-values, values + 1, (queries, 5)).astype(np.float32)
-    before, index_module._CHUNK = index_module._CHUNK, chunk
+    before, scan._CHUNK = scan._CHUNK, chunk
     try:
         found = index_of(vectors).search(asked, top)
     finally:
-        index_module._CHUNK = before
+        scan._CHUNK = before
     expected = naive(vectors, asked, top)
     assert np.array_equal(found.rows, expected)
     scores = np.take_along_axis(asked @ vectors.T.astype(np.float32), expected, 1)
@@ -106,7 +106,7 @@ def test_fewer_dimensions() -> None:
     queries = np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)
     index = index_of(vectors)
     expected = naive(shorten(vectors, 4), shorten(queries, 4), 6)
-    assert np.array_equal(index.search(queries, 6, dimension=4).rows, expected)
+    assert np.array_equal(index.search(queries, 6, SearchSettings(dimension=4)).rows, expected)
     short = index_of(shorten(vectors, 4))
     assert np.array_equal(short.search(queries, 6).rows, expected)
 
@@ -116,7 +116,7 @@ def test_queries_that_cannot_be_answered() -> None:
     with pytest.raises(UsageError, match="top is 0"):
         index.search(np.ones((1, 4), np.float32), 0)
     with pytest.raises(UsageError, match="5 dimensions"):
-        index.search(np.ones((1, 4), np.float32), 1, dimension=5)
+        index.search(np.ones((1, 4), np.float32), 1, SearchSettings(dimension=5))
     with pytest.raises(PumaError, match="shape"):
         index.search(np.ones((1, 3), np.float32), 1)
     with pytest.raises(PumaError, match="not finite"):
@@ -231,7 +231,7 @@ def test_queries_find_what_they_describe(tmp_path: Path) -> None:
         Query("words of a line"),
     ]
     vectors = embed_queries(queries, spec, encoder, {})
-    hits = search(index, vectors, 2)
+    hits = search(index, vectors, Wanted(2))
     assert [len(found) for found in hits] == [2] * 4
     first = [(found[0].rank, found[0].id, found[0].modality) for found in hits]
     assert first == [

@@ -1,0 +1,133 @@
+"""What an index knows of its rows: the table beside it, read a group of rows at a time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from puma_edge.errors import PumaError
+from puma_edge.prompts import Modality
+from puma_edge.runtimes.writer import SCHEMA
+
+AGAIN = "write it again: puma-edge embed"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an index knows of a row.
+
+    Attributes:
+        id: the document's id.
+        path: the file to show, relative to the corpus.
+        modality: text, image or both.
+        hash: of the document's content.
+        text: the beginning of its text.
+        metadata: every other key of its JSONL line.
+
+    """
+
+    id: str
+    path: str
+    modality: Modality
+    hash: str
+    text: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table at `path`, a row for each row of the index."""
+
+    path: Path
+
+    def records(self, rows: Sequence[int]) -> list[Record]:
+        """Look up some rows.
+
+        Raises:
+            PumaError: the table is damaged.
+
+        """
+        try:
+            groups = {row: self._group(row) for row in rows}
+            tables: dict[int, pa.Table] = {
+                group: self._file.read_row_group(group) for group in set(groups.values())
+            }
+            return [_record(tables[groups[row]], row - self._starts[groups[row]]) for row in rows]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+
+    def column(self, name: str) -> list[str]:
+        """One column of all rows.
+
+        Raises:
+            PumaError: the table is damaged.
+
+        """
+        try:
+            values: list[str] = self._file.read([name]).column(0).to_pylist()
+            return values
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+
+    def find(self, name: str) -> int | None:
+        """The first row with this id, None if there is none.
+
+        Raises:
+            PumaError: the table is damaged.
+
+        """
+        try:
+            row: int = self._file.read(["id"]).column(0).index(name).as_py()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+        return row if row >= 0 else None
+
+    def _damaged(self, error: Exception) -> PumaError:
+        return PumaError(f"the table {self.path} is damaged ({error}); {AGAIN}")
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.path)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        info = self._file.metadata
+        sizes = [info.row_group(group).num_rows for group in range(info.num_row_groups)]
+        return [0, *itertools.accumulate(sizes)][:-1]
+
+    def _group(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+
+def count_rows(path: Path, index: Path) -> int:
+    """Rows of the table at `path`, which belongs to `index`.
+
+    Raises:
+        PumaError: there is none, or it is damaged.
+
+    """
+    try:
+        info = pq.read_metadata(path)
+        if info.schema.to_arrow_schema().names != SCHEMA.names:
+            raise ValueError(f"columns {info.schema.to_arrow_schema().names}")
+        return int(info.num_rows)
+    except FileNotFoundError:
+        raise PumaError(f"{index} has no {path.name} beside it; {AGAIN}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise PumaError(f"{path} is damaged ({error}); {AGAIN}") from None
+
+
+def _record(table: pa.Table, row: int) -> Record:
+    values: dict[str, str] = table.slice(row, 1).to_pylist()[0]
+    metadata = json.loads(values["metadata"]) if values["metadata"] else {}
+    modality = Modality(values["modality"])
+    return Record(values["id"], values["path"], modality, values["hash"], values["text"], metadata)

@@ -29,13 +29,16 @@ def embed(
     precision: PrecisionOption = PrecisionChoice.AUTO,
     dim: Annotated[int | None, typer.Option(help="Keep this many dimensions.")] = None,
     dtype: Annotated[Storage, typer.Option(help="How the index stores numbers.")] = Storage.FLOAT32,
+    update: Annotated[
+        bool, typer.Option("--update", help="Keep the rows of what has not changed.")
+    ] = False,
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
     """Embed a folder into an index; broken files are set aside, and a cut-off run goes on.
 
     Examples: `puma-edge embed corpus/ --out index.npy`,
-    `puma-edge embed ~/Pictures --out pictures.npy --precision int8`
+    `puma-edge embed ~/Pictures --out pictures.npy --update`
     """
     from puma_edge.bundle import Bundle
     from puma_edge.progress import Progress
@@ -61,7 +64,7 @@ def embed(
             opened.spec,
             engine.encoder,
             Stamp(opened.manifest.model_id, engine.precision.value),
-            Options(dimension=dim, storage=dtype),
+            Options(dimension=dim, storage=dtype, update=update),
             lambda state: progress.update(state.done, f"of {state.total} different"),
         )
     report.show_embedding(result, out, json_)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from puma_edge.runtimes.feeder import feed
 from puma_edge.runtimes.files import disk_errors
 from puma_edge.runtimes.plan import Budget, Cost, batches, windows
 from puma_edge.runtimes.shards import Shard, ShardStore
+from puma_edge.runtimes.update import Earlier
 from puma_edge.runtimes.vectors import Storage, shorten
 from puma_edge.runtimes.writer import Outcome
 
@@ -39,13 +41,15 @@ class Settings:
         dimension: numbers kept of each embedding (Matryoshka), None for all of them.
         feeders: threads that read, decode and tokenise.
         budget: how large a batch may get.
+        update: take the rows of equal content from the index that stands at the output.
 
     """
 
     storage: Storage = Storage.FLOAT32
     dimension: int | None = None
-    feeders: int = 2
+    feeders: int = field(default_factory=lambda: max(2, len(os.sched_getaffinity(0))))
     budget: Budget = field(default_factory=Budget)
+    update: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,12 @@ class Run:
         settings: Settings,
         work: Path,
         progress: Callable[[Progress], None] | None,
+        earlier: Earlier,
     ) -> None:
-        self.documents = corpus.documents
+        self.earlier = earlier
+        self.documents = [item for item in corpus.documents if item.content not in earlier]
         self.corpus, self.spec, self.encoder, self.settings = corpus, spec, encoder, settings
-        self.plan = windows(corpus.documents, spec.limits)
+        self.plan = windows(self.documents, spec.limits)
         self.store = ShardStore(work, encoder.dimension, _identity(spec, encoder, stamp, settings))
         self.keys = [self.store.key(self._contents(window)) for window in self.plan]
         self.progress = progress
@@ -127,7 +133,7 @@ class Run:
         for key, window in zip(self.keys, self.plan, strict=True):
             for place, reason in self.store.failed(key).items():
                 failed[self.documents[window[place]].content] = reason
-        kept = tuple(item for item in self.documents if item.content not in failed)
+        kept = tuple(item for item in self.corpus.documents if item.content not in failed)
         broken = [
             Quarantined(item.place, failed[item.content])
             for item in self.documents
@@ -139,10 +145,20 @@ class Run:
                 f"none of the {len(quarantine)} items of {self.corpus.root} can be embedded "
                 f"(the first, {quarantine[0].path}: {quarantine[0].reason}); no index was written"
             )
-        return Outcome(kept, tuple(quarantine), self.total - len(failed), self._vectors)
+        contents = dict.fromkeys(item.content for item in kept)
+        reused = sum(content in self.earlier for content in contents)
+        return Outcome(
+            kept, tuple(quarantine), len(contents), reused, lambda: self._vectors(contents)
+        )
 
-    def _vectors(self) -> Iterator[Float32]:
-        """Go through the rows that were computed, [d] each, in the order of the documents."""
+    def _vectors(self, contents: Iterable[str]) -> Iterator[Float32]:
+        """Go through the rows [d] of these contents, which stand in the order of the documents."""
+        computed = self._computed()
+        for content in contents:
+            yield self.earlier[content] if content in self.earlier else next(computed)
+
+    def _computed(self) -> Iterator[Float32]:
+        """Go through the rows that the model computed, [d] each, in the order of the documents."""
         for key, window in zip(self.keys, self.plan, strict=True):
             shard = self.store.read(key, len(window))
             if shard is None:

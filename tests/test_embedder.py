@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
-import signal
-import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,14 +28,9 @@ from puma_edge.runtimes.embedder import Progress, Settings, Stamp, embed_corpus
 from puma_edge.runtimes.index import Index
 from puma_edge.runtimes.plan import Budget, Cost, batches, windows
 from puma_edge.runtimes.vectors import Storage, shorten
+from tests.checkout import run_python
 from tests.edge import STAMP, HashEncoder, embed, encoded, fill, mixed, picture, small_spec
-
-NAMES = ("index.npy", "index.parquet", "index.json", "index.quarantine.jsonl")
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    there = (out.with_name(name) for name in NAMES)
-    return {path.name: path.read_bytes() for path in there if path.exists()}
+from tests.kills import contents
 
 
 @pytest.fixture
@@ -205,49 +198,20 @@ def test_a_damaged_shard_is_computed_again(tmp_path: Path, small_windows: None) 
     assert contents(out) == contents(tmp_path / "whole" / "index.npy")
 
 
-SLOW_RUN = """
-import sys, time
-from pathlib import Path
-from puma_edge.runtimes import plan
-from puma_edge.runtimes.corpus import scan
-from puma_edge.runtimes.embedder import embed_corpus
-from tests.edge import STAMP, HashEncoder, small_spec
-plan.TEXT_WINDOW, plan.IMAGE_WINDOW = 5, 3
-class Slow(HashEncoder):
-    def encode(self, batch):
-        time.sleep(0.03)
-        return super().encode(batch)
-print("ready", flush=True)
-embed_corpus(scan(Path(sys.argv[1])), Path(sys.argv[2]), small_spec(), Slow(), STAMP)
-"""
-
-
-def test_kill_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    root, out = mixed(tmp_path / "corpus", texts=80), tmp_path / "index.npy"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", SLOW_RUN, str(root)]
-    whole = tmp_path / "whole" / "index.npy"
-    subprocess.run([*command, str(whole)], env=environment, check=True, stdout=subprocess.DEVNULL)
-    chance = random.Random(5)
-    killed = 0
-    while True:
-        with subprocess.Popen(
-            [*command, str(out)], env=environment, stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            wait = chance.uniform(0.0, 0.7) if killed < 4 else None
-            try:
-                process.wait(wait)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                killed += 1
-                continue
-        assert process.returncode == 0
-        break
-    assert killed >= 2
-    assert contents(out) == contents(whole)
-    assert not (tmp_path / "index.npy.partial").exists()
+@pytest.mark.parametrize("kind", [[], ["--update"]], ids=["whole", "update"])
+@pytest.mark.parametrize(
+    "kills", [pytest.param("6", id="few"), pytest.param("100", id="many", marks=pytest.mark.long)]
+)
+def test_kills_and_full_disks_lose_nothing(kind: list[str], kills: str) -> None:
+    # In memory where that can be: what a kill leaves does not depend on the disk, syncing does.
+    fast = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=fast if os.access(fast, os.W_OK) else None) as folder:
+        said = run_python(
+            *("-m", "tests.kills", folder, "--kills", kills, *kind),
+            *("--limits", "300", "2000", "5500", "1000000"),
+            cwd=Path(__file__).parents[1],
+        )
+    assert "full: [3, 3, 3, 0]" in said
 
 
 @pytest.mark.parametrize("moved", range(5))
@@ -408,6 +372,7 @@ def test_windows_hold_every_content_once() -> None:
         assert len(window) <= plan.window_size(documents[window[0]].modality, PixelLimits())
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 500), st.sampled_from([0, 4, 16, 1200])), max_size=80),
 )

@@ -34,6 +34,8 @@ PACKAGES = {
     "peft": "train",
     "onnx": "export",
     "onnxscript": "export",
+    "simplejpeg": "fast",
+    "cykooz_resizer": "fast",
     "tensorrt": "trt",
     "matplotlib": "plot",
 }

@@ -122,7 +122,7 @@ def _check(corpus: Corpus, out: Path, encoder: Encoder, settings: Settings) -> N
         there = corpus.describe_unsupported() or "nothing"
         raise PumaError(
             f"{corpus.root} holds no image and no text (found: {there}); expected files like "
-            ".jpg, .png, .txt, .md or .jsonl"
+            ".jpg, .png, .txt, .md, .jsonl or .parquet"
         )
 
 

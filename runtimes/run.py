@@ -13,6 +13,7 @@ import numpy as np
 
 from puma_edge.errors import PumaError
 from puma_edge.inputs import Encoded, Float32, InputSpec
+from puma_edge.resize import Resizer, best_resizer
 from puma_edge.runtimes.documents import Corpus, Quarantined
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.feeder import feed
@@ -40,6 +41,7 @@ class Settings:
         storage: how the index stores its numbers.
         dimension: numbers kept of each embedding (Matryoshka), None for all of them.
         feeders: threads that read, decode and tokenise.
+        resizer: what resizes pictures: the fastest that is installed.
         budget: how large a batch may get.
         update: take the rows of equal content from the index that stands at the output.
 
@@ -48,6 +50,7 @@ class Settings:
     storage: Storage = Storage.FLOAT32
     dimension: int | None = None
     feeders: int = field(default_factory=lambda: max(2, len(os.sched_getaffinity(0))))
+    resizer: Resizer = field(default_factory=best_resizer)
     budget: Budget = field(default_factory=Budget)
     update: bool = False
 
@@ -98,7 +101,8 @@ class Run:
                 self.resumed += len(shard.vectors)
                 self._tick(window)
         todo = [[self.documents[item] for item in self.plan[number]] for number in missing]
-        with closing(feed(self.corpus.root, self.spec, todo, self.settings.feeders)) as fed:
+        feeders, resizer = self.settings.feeders, self.settings.resizer
+        with closing(feed(self.corpus.root, self.spec, todo, feeders, resizer)) as fed:
             for number, entries in zip(missing, fed, strict=True):
                 shard = self._encode(self.plan[number], entries)
                 with disk_errors(self.store.folder):
@@ -186,5 +190,6 @@ def _identity(spec: InputSpec, encoder: Encoder, stamp: Stamp, settings: Setting
         "precision": stamp.precision,
         "prompt": asdict(spec.tokenizer.prompt),
         "provider": encoder.provider,
+        "resizer": settings.resizer.value,
     }
     return json.dumps(values, sort_keys=True)

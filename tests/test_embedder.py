@@ -21,6 +21,7 @@ from puma_edge.errors import PumaError, UsageError
 from puma_edge.images import PixelLimits, decode
 from puma_edge.inputs import Batch, Item
 from puma_edge.prompts import Modality
+from puma_edge.resize import Resizer
 from puma_edge.runtimes import files, plan, run, writer
 from puma_edge.runtimes.corpus import scan
 from puma_edge.runtimes.documents import Document
@@ -60,7 +61,7 @@ def test_counts_and_files(tmp_path: Path) -> None:
 
 def test_rows_are_what_the_encoder_gives_for_each_item_alone(tmp_path: Path) -> None:
     root, out = mixed(tmp_path / "corpus"), tmp_path / "index.npy"
-    embed(root, out)
+    embed(root, out, Settings(resizer=Resizer.PILLOW))
     index = Index.open(out)
     spec, encoder = small_spec(), HashEncoder()
     for row, record in enumerate(index.records(range(len(index)))):

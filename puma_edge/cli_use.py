@@ -41,7 +41,7 @@ def embed(
     `puma-edge embed ~/Pictures --out pictures.npy --update`
     """
     from puma_edge.bundle import Bundle
-    from puma_edge.progress import Progress
+    from puma_edge.display import Embedding
     from puma_edge.runtimes.corpus import scan
     from puma_edge.runtimes.embedder import Settings as Options
     from puma_edge.runtimes.embedder import Stamp, embed_corpus
@@ -57,7 +57,7 @@ def embed(
     report.say(f"{corpus}: {found.seen} items, {found.size / 1e6:.1f} MB, {engine.name}")
     if found.unsupported:
         report.say(f"not supported, passed over: {found.describe_unsupported()}")
-    with Progress(f"embedding {corpus}", len(found.documents)) as progress:
+    with Embedding(f"embedding {corpus}") as shown:
         result = embed_corpus(
             found,
             out,
@@ -65,7 +65,7 @@ def embed(
             engine.encoder,
             Stamp(opened.manifest.model_id, engine.precision.value),
             Options(dimension=dim, storage=dtype, update=update),
-            lambda state: progress.update(state.done, f"of {state.total} different"),
+            shown.watch,
         )
     report.show_embedding(result, out, json_)
     if result.quarantined:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from puma_edge.runtimes.documents import Corpus
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.files import disk_errors, locked
 from puma_edge.runtimes.parts import printable
-from puma_edge.runtimes.run import Progress, Run, Settings, Stamp
+from puma_edge.runtimes.run import Run, Settings, Stamp
 from puma_edge.runtimes.update import Changes, Earlier, Needed
+from puma_edge.runtimes.watch import Progress, Start, Watch
 from puma_edge.runtimes.writer import (
     Header,
     Outcome,
@@ -24,7 +24,16 @@ from puma_edge.runtimes.writer import (
     write_index,
 )
 
-__all__ = ["Changes", "Progress", "Report", "Settings", "Stamp", "embed_corpus"]
+__all__ = [
+    "Changes",
+    "Progress",
+    "Report",
+    "Settings",
+    "Stamp",
+    "Start",
+    "Watch",
+    "embed_corpus",
+]
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def embed_corpus(
     encoder: Encoder,
     stamp: Stamp,
     settings: Settings | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    watch: Watch | None = None,
 ) -> Report:
     """Embed a corpus into `out` and the files beside it; a run that was cut off is resumed.
 
@@ -74,7 +83,7 @@ def embed_corpus(
         encoder: the model.
         stamp: the model's identity, recorded in the index.
         settings: see `Settings`.
-        progress: called after each batch.
+        watch: whom to tell of it.
 
     Raises:
         UsageError: `out` is no .npy, or the dimension is out of range.
@@ -91,7 +100,7 @@ def embed_corpus(
         with disk_errors(out):
             finish_publishing(out)
         earlier = _earlier(out, encoder, stamp, settings)
-        run = Run(corpus, spec, encoder, stamp, settings, work, progress, earlier)
+        run = Run(corpus, spec, encoder, stamp, settings, work, earlier, watch or Watch())
         run.embed()
         outcome = run.outcome()
         with disk_errors(out):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,14 +14,16 @@ import numpy as np
 from puma_edge.errors import PumaError
 from puma_edge.inputs import Encoded, Float32, InputSpec
 from puma_edge.resize import Resizer, best_resizer
-from puma_edge.runtimes.documents import Corpus, Quarantined
+from puma_edge.runtimes.documents import Corpus, Document, Quarantined
 from puma_edge.runtimes.encoder import Encoder
+from puma_edge.runtimes.estimate import estimate
 from puma_edge.runtimes.feeder import feed
 from puma_edge.runtimes.files import disk_errors
 from puma_edge.runtimes.plan import Budget, Cost, batches, windows
 from puma_edge.runtimes.shards import Shard, ShardStore
 from puma_edge.runtimes.update import Earlier
 from puma_edge.runtimes.vectors import Storage, shorten
+from puma_edge.runtimes.watch import Progress, Start, Watch
 from puma_edge.runtimes.writer import Outcome
 
 
@@ -55,16 +57,6 @@ class Settings:
     update: bool = False
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is, in items to embed (equal contents once) and the bytes of their parts."""
-
-    done: int
-    total: int
-    done_bytes: int
-    total_bytes: int
-
-
 class Run:
     """One run: what is planned, and what is done."""
 
@@ -76,8 +68,8 @@ class Run:
         stamp: Stamp,
         settings: Settings,
         work: Path,
-        progress: Callable[[Progress], None] | None,
         earlier: Earlier,
+        watch: Watch,
     ) -> None:
         self.earlier = earlier
         self.documents = [item for item in corpus.documents if item.content not in earlier]
@@ -85,8 +77,8 @@ class Run:
         self.plan = windows(self.documents, spec.limits)
         self.store = ShardStore(work, encoder.dimension, _identity(spec, encoder, stamp, settings))
         self.keys = [self.store.key(self._contents(window)) for window in self.plan]
-        self.progress = progress
-        self.resumed = self.done = self.done_bytes = 0
+        self.watch = watch
+        self.resumed = self.done = self.done_bytes = self.kept = 0
         self.total = sum(len(window) for window in self.plan)
         self.total_bytes = sum(self.documents[item].size for window in self.plan for item in window)
 
@@ -99,14 +91,27 @@ class Run:
                 missing.append(number)
             else:
                 self.resumed += len(shard.vectors)
+                self.kept += len(window)
                 self._tick(window)
         todo = [[self.documents[item] for item in self.plan[number]] for number in missing]
+        self._begin([item for window in todo for item in window])
         feeders, resizer = self.settings.feeders, self.settings.resizer
         with closing(feed(self.corpus.root, self.spec, todo, feeders, resizer)) as fed:
             for number, entries in zip(missing, fed, strict=True):
                 shard = self._encode(self.plan[number], entries)
                 with disk_errors(self.store.folder):
                     self.store.write(self.keys[number], shard)
+                self.kept += len(entries)
+                self._tell()
+
+    def _begin(self, documents: Sequence[Document]) -> None:
+        if self.watch.begin is None:
+            return
+        feeders, resizer = self.settings.feeders, self.settings.resizer
+        root = self.corpus.root
+        seconds = estimate(root, self.spec, self.encoder, documents, feeders, resizer)
+        size = sum(item.size for item in documents)
+        self.watch.begin(Start(len(documents), size, self.resumed, seconds))
 
     def _encode(self, window: Sequence[int], entries: Sequence[Encoded | str]) -> Shard:
         failed = {place: entry for place, entry in enumerate(entries) if isinstance(entry, str)}
@@ -175,8 +180,13 @@ class Run:
     def _tick(self, items: Sequence[int]) -> None:
         self.done += len(items)
         self.done_bytes += sum(self.documents[item].size for item in items)
-        if self.progress is not None and items:
-            self.progress(Progress(self.done, self.total, self.done_bytes, self.total_bytes))
+        if items:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.watch.progress is not None:
+            now = Progress(self.done, self.total, self.done_bytes, self.total_bytes, self.kept)
+            self.watch.progress(now)
 
 
 def _identity(spec: InputSpec, encoder: Encoder, stamp: Stamp, settings: Settings) -> str:

@@ -25,7 +25,7 @@ from puma_edge.resize import Resizer
 from puma_edge.runtimes import files, plan, run, writer
 from puma_edge.runtimes.corpus import scan
 from puma_edge.runtimes.documents import Document
-from puma_edge.runtimes.embedder import Progress, Settings, Stamp, embed_corpus
+from puma_edge.runtimes.embedder import Progress, Settings, Stamp, Start, Watch, embed_corpus
 from puma_edge.runtimes.index import Index
 from puma_edge.runtimes.plan import Budget, Cost, batches, windows
 from puma_edge.runtimes.vectors import Storage, shorten
@@ -161,12 +161,36 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path, small_windows: None) -> None:
     assert not out.exists()
     seen: list[Progress] = []
     encoder = HashEncoder()
-    report = embed_corpus(scan(root), out, small_spec(), encoder, STAMP, progress=seen.append)
+    report = embed_corpus(
+        scan(root), out, small_spec(), encoder, STAMP, watch=Watch(progress=seen.append)
+    )
     assert report.resumed == sum(dies.batches) > 0
     assert sum(encoder.batches) == report.embedded - report.resumed
     assert [entry.done for entry in seen] == sorted(entry.done for entry in seen)
     assert (seen[-1].done, seen[-1].done_bytes) == (seen[-1].total, seen[-1].total_bytes)
+    assert seen[-1].kept == seen[-1].total
     assert contents(out) == contents(tmp_path / "whole" / "index.npy")
+
+
+def test_a_run_says_first_what_it_will_do(tmp_path: Path, small_windows: None) -> None:
+    root, out = mixed(tmp_path / "corpus", texts=90), tmp_path / "index.npy"
+    told: list[Start | Progress] = []
+    watch = Watch(told.append, told.append)
+    dies = Dies(20, KeyboardInterrupt())  # ten of the batches are those of the estimate
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(scan(root), out, small_spec(), dies, STAMP, watch=watch)
+    start, stopped = told[0], told[-1]
+    assert isinstance(start, Start)
+    assert isinstance(stopped, Progress)
+    assert (start.items, start.resumed) == (stopped.total, 0)
+    assert start.size == stopped.total_bytes
+    assert start.seconds is not None
+    assert 0 < start.seconds < 60
+    told.clear()
+    report = embed_corpus(scan(root), out, small_spec(), HashEncoder(), STAMP, watch=watch)
+    again = next(entry for entry in told if isinstance(entry, Start))
+    assert report.resumed == again.resumed > 0
+    assert again.items == start.items - stopped.kept
 
 
 def test_work_done_is_used_only_for_the_same_model(tmp_path: Path, small_windows: None) -> None:

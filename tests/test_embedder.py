@@ -412,11 +412,20 @@ def test_batches_hold_every_item_once_within_the_budget(sizes: list[tuple[int, i
         assert len(batch) == 1 or plan._fits(len(batch), tokens, patches, budget)
 
 
-def test_padding_stays_under_five_percent() -> None:
-    lengths = np.random.default_rng(0).lognormal(4, 0.8, plan.TEXT_WINDOW).clip(20, 480).astype(int)
+@pytest.mark.parametrize(("count", "most"), [(plan.TEXT_WINDOW, 1.05), (300, 1.1), (96, 1.2)])
+def test_padding_stays_under_five_percent(count: int, most: float) -> None:
+    lengths = np.random.default_rng(0).lognormal(4, 0.8, count).clip(20, 480).astype(int)
     found = batches([Cost(int(length)) for length in lengths], Budget())
     padded = sum(len(batch) * max(lengths[item] for item in batch) for batch in found)
-    assert padded < 1.05 * lengths.sum()
+    assert padded < most * lengths.sum()
+
+
+def test_pictures_of_two_sizes_share_no_batch() -> None:
+    costs = [Cost(300, 1200 - 4 * (n % 2)) for n in range(20)] + [Cost(121, 484)] * 20
+    assert all(
+        len({costs[item].patches > 500 for item in batch}) == 1
+        for batch in batches(costs, Budget())
+    )
 
 
 def test_memory_holds_two_windows_at_most(tmp_path: Path, small_windows: None) -> None:

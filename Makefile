@@ -6,7 +6,7 @@ READY := .venv/ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-extras lint format bench clean
+.PHONY: help demo test test-extras test-long lint format bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch (the largest download, some minutes) ..."
 	@$(PIP) torch==2.13.0
 	@echo "Installing PUMA-Edge and what it needs ..."
-	@$(PIP) -e '.[cpu,export,plot,dev]'
+	@$(PIP) -e '.[cpu,export,fast,plot,dev]'
 	@touch $@
 
 demo: $(READY) ## Run the whole path on the sample data, anew, in demo/
@@ -32,6 +32,9 @@ test: $(READY) ## Run the tests that need no GPU and no extra environment
 # pytest leaves with 5 where no test carries the marker.
 test-extras: $(READY) ## Run the tests that need an extra environment
 	@$(BIN)/python -m pytest -q --durations=10 -m extra || [ $$? -eq 5 ]
+
+test-long: $(READY) ## Run the tests that take minutes: a hundred kills, a minute of damaged files
+	@$(BIN)/python -m pytest -q --durations=10 -m long
 
 lint: $(READY) ## Check style, types and the import contracts
 	@$(BIN)/ruff check --quiet .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import typer
 from puma_edge import cli_build, cli_sweep, cli_use, report
 from puma_edge.cli_options import Json
 from puma_edge.errors import PumaError, UsageError
+
+STOPPED = 130  # exit code after Ctrl-C
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,8 +109,12 @@ def main() -> None:
         print(f"puma-edge: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("puma-edge: stopped; the same command goes on or starts again", file=sys.stderr)
-        raise SystemExit(130) from None
+        _say_what_goes_on()
+        raise SystemExit(STOPPED) from None
+    except SystemExit as error:  # Typer turns Ctrl-C within a command into this
+        if error.code == STOPPED:
+            _say_what_goes_on()
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
@@ -115,6 +122,11 @@ def main() -> None:
         raise SystemExit(1) from None
     finally:
         _quiet_broken_pipe()
+
+
+def _say_what_goes_on() -> None:
+    line = shlex.join(["puma-edge", *sys.argv[1:]])
+    print(f"puma-edge: stopped; this goes on, or starts again: {line}", file=sys.stderr)
 
 
 def _quiet_broken_pipe() -> None:

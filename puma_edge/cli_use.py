@@ -30,17 +30,20 @@ def embed(
     precision: PrecisionOption = PrecisionChoice.AUTO,
     dim: Annotated[int | None, typer.Option(help="Keep this many dimensions.")] = None,
     dtype: Annotated[Storage, typer.Option(help="How the index stores numbers.")] = Storage.FLOAT32,
+    update: Annotated[
+        bool, typer.Option("--update", help="Keep the rows of what has not changed.")
+    ] = False,
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
     """Embed a folder into an index; broken files are set aside, and a cut-off run goes on.
 
     Examples: `puma-edge embed corpus/ --out index.npy`,
-    `puma-edge embed ~/Pictures --out pictures.npy --precision int8`
+    `puma-edge embed ~/Pictures --out pictures.npy --update`
     """
     from puma_edge.bundle import Bundle
+    from puma_edge.display import Embedding
     from puma_edge.find import dimension_warning, gate_warning
-    from puma_edge.progress import Progress
     from puma_edge.runtimes.corpus import scan
     from puma_edge.runtimes.embedder import Settings as Options
     from puma_edge.runtimes.embedder import Stamp, embed_corpus
@@ -54,15 +57,15 @@ def embed(
     report.say(f"{corpus}: {found.seen} items, {found.size / 1e6:.1f} MB, {engine.name}")
     if found.unsupported:
         report.say(f"not supported, passed over: {found.describe_unsupported()}")
-    with Progress(f"embedding {corpus}", len(found.documents)) as progress:
+    with Embedding(f"embedding {corpus}") as shown:
         result = embed_corpus(
             found,
             out,
             opened.spec,
             engine.encoder,
             Stamp(opened.manifest.model_id, engine.precision.value),
-            Options(dimension=dim, storage=dtype),
-            lambda state: progress.update(state.done, f"of {state.total} different"),
+            Options(dimension=dim, storage=dtype, update=update),
+            shown.watch,
         )
     report.show_embedding(result, out, json_)
     if result.quarantined:

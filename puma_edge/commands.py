@@ -37,6 +37,8 @@ PACKAGES = {
     "peft": "train",
     "onnx": "export",
     "onnxscript": "export",
+    "simplejpeg": "fast",
+    "cykooz_resizer": "fast",
     "tensorrt": "trt",
     "matplotlib": "plot",
 }

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import math
-import struct
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from puma_edge.errors import InputError, UsageError
-
-UInt8 = NDArray[np.uint8]
+from puma_edge.resize import Resizer, resize
+from puma_edge.rgb import UInt8 as UInt8
+from puma_edge.rgb import orientation, to_rgb, upright
 
 # What CLIP was trained with, and Qwen2-VL after it.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,17 +27,10 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_FILE_BYTES = 256 * 2**20
 MAX_DECODED_PIXELS = 178_956_970  # Pillow's own limit on decompression bombs, as an error
 MAX_ASPECT_RATIO = 200  # the reference processor refuses more
-
-# EXIF's number for how the camera was held -> what turns the picture upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# Decoding takes up to 17 bytes a pixel. Of pictures larger than this, one is decoded at a time, so
+# that what several threads need together has a bound.
+LARGE_PIXELS = 2**25
+_large = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,12 @@ def decode(source: Path | bytes) -> UInt8:
     try:
         with Image.open(io.BytesIO(data)) as image:
             _refuse(image)
-            image.load()
-            return np.asarray(_to_rgb(_upright(image)))
+            with _large if image.width * image.height > LARGE_PIXELS else nullcontext():
+                rgb = _quick_jpeg(image, data)
+                if rgb is None:
+                    image.load()
+                    rgb = np.asarray(to_rgb(upright(image)))
+                return rgb
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -171,62 +172,44 @@ def _refuse(image: Image.Image) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply EXIF's orientation.
-
-    Not `ImageOps.exif_transpose`: that writes all the other tags anew, and fails on photographs
-    whose tags are odd but whose pixels are fine.
-    """
+@lru_cache(maxsize=1)
+def _simplejpeg() -> Any:
+    """Find the quicker JPEG decoder of the extra `fast`, if it is installed."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    # What Pillow raises on EXIF it cannot parse; viewers show such a picture as it lies.
-    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        grey = _to_eight_bits(values)
-        clear = image.info.get("transparency")
-        if isinstance(clear, int):
-            grey[values == clear] = 255
-        return Image.fromarray(grey).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+def _quick_jpeg(image: Image.Image, data: bytes) -> UInt8 | None:
+    """Decode a colour JPEG as Pillow would, quicker; None where Pillow must do it.
 
-
-def _to_eight_bits(values: NDArray[np.generic]) -> UInt8:
-    """Scale a grey image of 16 or 32 bits, or of floats, to 8 bits; Pillow would clip it.
-
-    Files of 32 bits do not say which value is white: it is the least of the usual ones that none
-    of the values exceeds.
+    Both hold libjpeg-turbo. Pillow knows which damage can be borne, and what CMYK looks like.
     """
-    grey = values.astype(np.float64)
-    grey = np.where(np.isfinite(grey), grey, 0.0)
-    most = float(grey.max(initial=0.0))
-    is_float = np.issubdtype(values.dtype, np.floating)
-    usual = (1.0, 255.0, 65535.0) if is_float else (65535.0, 2.0**31 - 1)
-    white = next((white for white in usual if most <= white), most)
-    return np.clip(np.rint(grey * (255.0 / white)), 0, 255).astype(np.uint8)
+    decoder = _simplejpeg()
+    if decoder is None or image.format not in ("JPEG", "MPO") or image.mode != "RGB":
+        return None
+    try:
+        rgb: UInt8 = decoder.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
+    if rgb.shape != (image.height, image.width, 3):
+        return None
+    turn = orientation(image)
+    return rgb if turn is None else np.asarray(Image.fromarray(rgb).transpose(turn))
 
 
-def patchify(rgb: UInt8, limits: PixelLimits) -> Patches:
+def patchify(rgb: UInt8, limits: PixelLimits, resizer: Resizer = Resizer.PILLOW) -> Patches:
     """Resize a decoded image within `limits` (bicubic) and cut it into patches.
 
-    Equal to transformers' `Qwen2VLImageProcessorPil` from the same RGB values on, once
-    `normalize` is applied.
+    With Pillow as the resizer, equal to transformers' `Qwen2VLImageProcessorPil` from the same RGB
+    values on, once `normalize` is applied.
 
     Args:
         rgb: [height, width, 3], uint8.
         limits: the areas and the patch size.
+        resizer: what resizes.
 
     Raises:
         InputError: the array is no RGB image, or see `PixelLimits.grid`.
@@ -239,9 +222,7 @@ def patchify(rgb: UInt8, limits: PixelLimits) -> Patches:
         )
     rows, columns = limits.grid(rgb.shape[0], rgb.shape[1])
     patch, merge = limits.patch_size, limits.merge_size
-    size = (columns * patch, rows * patch)
-    if size != (rgb.shape[1], rgb.shape[0]):
-        rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+    rgb = resize(rgb, columns * patch, rows * patch, resizer)
     blocks = rgb.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     pixels = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3 * patch * patch)
     return Patches(np.ascontiguousarray(pixels), rows, columns)

@@ -50,12 +50,12 @@ class Progress:
             self._shown = time.monotonic()
             self._line(f"{done}/{self._total} {note}".rstrip())
 
-    def close(self) -> None:
+    def close(self, how: str = "done in") -> None:
         """Finish the bar, or print one last line."""
         if self._bar is not None:
             self._bar.stop()
         else:
-            self._line(f"done in {time.monotonic() - self._started:.0f} s")
+            self._line(f"{how} {time.monotonic() - self._started:.0f} s")
 
     def _line(self, text: str) -> None:
         if not self._quiet:

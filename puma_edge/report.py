@@ -173,6 +173,9 @@ def show_embedding(report: Report, out: Path, as_json: bool) -> None:
         f"{out}: {report.seen} seen = {report.embedded} embedded + {report.duplicates} duplicates"
         f" + {report.quarantined} quarantined, {report.seconds:.1f} s"
     )
+    if report.changes is not None:
+        counts = ", ".join(f"{count} {name}" for name, count in asdict(report.changes).items())
+        print(f"of the index before: {counts}; {report.reused} embeddings were there already")
 
 
 def show_hits(queries: Sequence[Query], hits: Sequence[Sequence[Hit]], as_json: bool) -> None:

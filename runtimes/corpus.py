@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from puma_edge.errors import InputError, PumaError
@@ -13,13 +13,14 @@ from puma_edge.prompts import Modality
 from puma_edge.runtimes.documents import Corpus, Document, Quarantined
 from puma_edge.runtimes.parts import (
     Line,
+    Span,
     content_hash,
-    parse_line,
     printable,
     read_bytes,
-    read_lines,
+    read_entries,
     read_text,
 )
+from puma_edge.runtimes.tables import TABLE_SUFFIX, read_table
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -134,7 +135,9 @@ class _Scanner:
                 alone += [texts[stem]] if stem in texts else []
                 texts[stem] = name
             elif suffix == LINES_SUFFIX:
-                self._lines(posixpath.join(folder, name))
+                self._lines(posixpath.join(folder, name), read_entries)
+            elif suffix == TABLE_SUFFIX:
+                self._lines(posixpath.join(folder, name), read_table)
             else:
                 self.unsupported[printable(suffix) or "(no suffix)"] += 1
         paired = {stem for stem, _ in images}
@@ -175,19 +178,21 @@ class _Scanner:
             ),
         )
 
-    def _lines(self, name: str) -> None:
+    def _lines(
+        self, name: str, read: Callable[[str], Iterable[tuple[int, Span, Line | InputError]]]
+    ) -> None:
         try:
-            for number, start, data in read_lines(os.path.join(self.root, name)):
+            for number, span, line in read(os.path.join(self.root, name)):
                 try:
-                    if data is None:
-                        raise InputError("the line is over the limit of 4 MiB; shorten it")
-                    self._line(name, number, (start, len(data)), parse_line(data))
+                    if isinstance(line, InputError):
+                        raise line
+                    self._line(name, number, span, line)
                 except InputError as error:
                     self.refuse(f"{name}#{number}", str(error))
         except InputError as error:
             self.refuse(name, str(error))
 
-    def _line(self, name: str, number: int, span: tuple[int, int], line: Line) -> None:
+    def _line(self, name: str, number: int, span: Span, line: Line) -> None:
         image_file = None if line.image is None else _inside(name, line.image)
         image = None
         if image_file is not None:
@@ -225,7 +230,7 @@ class _Scanner:
 
 
 def _inside(lines_file: str, image: str) -> str:
-    """Resolve the path of an image that a JSONL file names; it is relative to the corpus.
+    """Resolve the path of an image that a line names; the result is relative to the corpus.
 
     Raises:
         InputError: the path leads out of the corpus folder.

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from puma_edge.errors import InputError
 from puma_edge.prompts import Modality
-from puma_edge.runtimes.parts import content_hash, parse_line, read_bytes, read_span, read_text
+from puma_edge.runtimes.parts import (
+    Span,
+    content_hash,
+    parse_line,
+    read_bytes,
+    read_span,
+    read_text,
+)
+from puma_edge.runtimes.tables import TABLE_SUFFIX, read_cell
 
 _KINDS = {
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"), "video"),
@@ -23,14 +31,14 @@ class Document:
     """One thing to embed: a row of the index.
 
     Attributes:
-        id: the id a JSONL line gives, otherwise `place`.
+        id: the id a line or row gives, otherwise `place`.
         place: where it was found, relative to the corpus, as text: `a/b.jpg` or `c.jsonl#12`.
         path: the file to show, relative to the corpus, as text: the image where there is one.
         modality: text, image or both.
         content: hash of the text and of the image's bytes.
         size: bytes of its parts.
-        text_file: the text or JSONL file as the system names it, None for a plain image.
-        span: offset and length of its line in a JSONL file.
+        text_file: the text, JSONL or Parquet file as the system names it, None for a plain image.
+        span: where it stands in a JSONL or Parquet file.
         image_file: the image as the system names it, None for a text.
         text: the beginning of its text.
         metadata: a JSON object, or empty.
@@ -44,7 +52,7 @@ class Document:
     content: str
     size: int
     text_file: str | None = None
-    span: tuple[int, int] | None = None
+    span: Span | None = None
     image_file: str | None = None
     text: str = ""
     metadata: str = ""
@@ -114,6 +122,8 @@ def load(root: Path, document: Document) -> Loaded:
         path = os.path.join(root, document.text_file)
         if document.span is None:
             text = read_text(path)
+        elif path.lower().endswith(TABLE_SUFFIX):
+            text = read_cell(path, *document.span)
         else:
             text = parse_line(read_span(path, *document.span)).text
     image = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,9 @@ from puma_edge.runtimes.documents import Corpus
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.files import disk_errors, locked
 from puma_edge.runtimes.parts import printable
-from puma_edge.runtimes.run import Progress, Run, Settings, Stamp
+from puma_edge.runtimes.run import Run, Settings, Stamp
+from puma_edge.runtimes.update import Changes, Earlier, Needed
+from puma_edge.runtimes.watch import Progress, Start, Watch
 from puma_edge.runtimes.writer import (
     Header,
     Outcome,
@@ -23,7 +24,16 @@ from puma_edge.runtimes.writer import (
     write_index,
 )
 
-__all__ = ["Progress", "Report", "Settings", "Stamp", "embed_corpus"]
+__all__ = [
+    "Changes",
+    "Progress",
+    "Report",
+    "Settings",
+    "Stamp",
+    "Start",
+    "Watch",
+    "embed_corpus",
+]
 
 
 @dataclass(frozen=True)
@@ -32,10 +42,12 @@ class Report:
 
     Attributes:
         seen: documents in the corpus, readable or not.
-        embedded: rows computed by the model, in this run or in the one that it resumed.
+        embedded: rows computed by the model, in this run or in one that it goes on from.
         quarantined: documents that have no row; `index.quarantine.jsonl` says why.
         duplicates: rows copied from a document of equal content.
-        resumed: of the embedded, those that an earlier run had done.
+        resumed: of the embedded, those that a run which was cut off had done.
+        reused: of the embedded, those taken from the index that was updated.
+        changes: how that index differs from the new one; None where there was none to update.
         seconds: how long it took.
 
     """
@@ -45,6 +57,8 @@ class Report:
     quarantined: int
     duplicates: int
     resumed: int
+    reused: int
+    changes: Changes | None
     seconds: float
 
 
@@ -55,7 +69,7 @@ def embed_corpus(
     encoder: Encoder,
     stamp: Stamp,
     settings: Settings | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    watch: Watch | None = None,
 ) -> Report:
     """Embed a corpus into `out` and the files beside it; a run that was cut off is resumed.
 
@@ -69,7 +83,7 @@ def embed_corpus(
         encoder: the model.
         stamp: the model's identity, recorded in the index.
         settings: see `Settings`.
-        progress: called after each batch.
+        watch: whom to tell of it.
 
     Raises:
         UsageError: `out` is no .npy, or the dimension is out of range.
@@ -85,7 +99,8 @@ def embed_corpus(
     with locked(work, out):
         with disk_errors(out):
             finish_publishing(out)
-        run = Run(corpus, spec, encoder, stamp, settings, work, progress)
+        earlier = _earlier(out, encoder, stamp, settings)
+        run = Run(corpus, spec, encoder, stamp, settings, work, earlier, watch or Watch())
         run.embed()
         outcome = run.outcome()
         with disk_errors(out):
@@ -97,6 +112,8 @@ def embed_corpus(
         quarantined=len(outcome.quarantine),
         duplicates=outcome.duplicates,
         resumed=run.resumed,
+        reused=outcome.reused,
+        changes=earlier.compare(outcome.kept) if earlier.entries else None,
         seconds=time.monotonic() - started,
     )
 
@@ -114,8 +131,16 @@ def _check(corpus: Corpus, out: Path, encoder: Encoder, settings: Settings) -> N
         there = corpus.describe_unsupported() or "nothing"
         raise PumaError(
             f"{corpus.root} holds no image and no text (found: {there}); expected files like "
-            ".jpg, .png, .txt, .md or .jsonl"
+            ".jpg, .png, .txt, .md, .jsonl or .parquet"
         )
+
+
+def _earlier(out: Path, encoder: Encoder, stamp: Stamp, settings: Settings) -> Earlier:
+    if not settings.update:
+        return Earlier.none()
+    dimension = settings.dimension or encoder.dimension
+    needed = Needed(stamp.model_id, stamp.precision, dimension, settings.storage.value)
+    return Earlier.open(out, needed)
 
 
 def _header(

@@ -9,13 +9,16 @@ from pathlib import Path
 from puma_edge.errors import InputError
 from puma_edge.images import Patches, decode, patchify
 from puma_edge.inputs import Encoded, InputSpec
+from puma_edge.resize import Resizer
 from puma_edge.runtimes.documents import Document, load
 
 # No token of the vocabularies in use is longer: of a book, only what can matter is tokenised.
 _CHARACTERS_PER_TOKEN = 160
 
 
-def prepare(root: Path, document: Document, spec: InputSpec) -> Encoded | str:
+def prepare(
+    root: Path, document: Document, spec: InputSpec, resizer: Resizer = Resizer.PILLOW
+) -> Encoded | str:
     """Read, decode, cut and tokenise one document, or say why that cannot be done.
 
     Documents are candidates: they get no instruction.
@@ -27,7 +30,7 @@ def prepare(root: Path, document: Document, spec: InputSpec) -> Encoded | str:
             text = text[: _CHARACTERS_PER_TOKEN * spec.tokenizer.prompt.max_text_tokens]
         images: tuple[Patches, ...] = ()
         if loaded.image is not None:
-            images = (patchify(decode(loaded.image), spec.limits),)
+            images = (patchify(decode(loaded.image), spec.limits, resizer),)
         return spec.encode_patches(None, text, images)
     except InputError as error:
         return str(error)
@@ -36,7 +39,11 @@ def prepare(root: Path, document: Document, spec: InputSpec) -> Encoded | str:
 
 
 def feed(
-    root: Path, spec: InputSpec, windows: Sequence[Sequence[Document]], threads: int
+    root: Path,
+    spec: InputSpec,
+    windows: Sequence[Sequence[Document]],
+    threads: int,
+    resizer: Resizer = Resizer.PILLOW,
 ) -> Generator[list[Encoded | str], None, None]:
     """Prepare each window, at most one ahead of the one that is being encoded.
 
@@ -45,7 +52,7 @@ def feed(
     pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="feeder")
 
     def submit(window: Sequence[Document]) -> list[Future[Encoded | str]]:
-        return [pool.submit(prepare, root, document, spec) for document in window]
+        return [pool.submit(prepare, root, document, spec, resizer) for document in window]
 
     try:
         ahead = submit(windows[0]) if windows else []

@@ -19,11 +19,15 @@ from puma_edge.images import MAX_FILE_BYTES
 MAX_TEXT_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 4 * 2**20
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+
+# Where a document stands in a file of many: offset and bytes of a line, or row group and row.
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a JSONL file.
+    """One line of a JSONL file, or one row of a table.
 
     Attributes:
         text: the text, stripped, None where there is none.
@@ -80,7 +84,7 @@ def read_bytes(path: str, limit: int = MAX_FILE_BYTES) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """Read a text in UTF-8, or in UTF-16 with its byte order mark; stripped.
+    """Read a text in UTF-8, or in UTF-16 or UTF-32 with its byte order mark; stripped.
 
     Raises:
         InputError: the file cannot be read, is too large, binary, in another encoding, or empty.
@@ -88,6 +92,8 @@ def read_text(path: str) -> str:
     """
     data = read_bytes(path, MAX_TEXT_BYTES)
     encoding = "utf-16" if data.startswith(_UTF16) else "utf-8-sig"
+    if data.startswith(_UTF32):  # in little-endian order it begins with UTF-16's mark
+        encoding = "utf-32"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -150,6 +156,24 @@ def read_span(path: str, start: int, size: int) -> bytes:
         raise InputError(f"cannot be read ({error.strerror or error})") from None
 
 
+def read_entries(path: str) -> Iterator[tuple[int, Span, Line | InputError]]:
+    """List number (from 1), offset and length, and content of each line of a JSONL file.
+
+    Raises:
+        InputError: see `read_lines`.
+
+    """
+    for number, start, data in read_lines(path):
+        if data is None:
+            yield number, (start, 0), InputError("the line is over the limit of 4 MiB; shorten it")
+            continue
+        try:
+            line: Line | InputError = parse_line(data)
+        except InputError as error:
+            line = error
+        yield number, (start, len(data)), line
+
+
 def parse_line(data: bytes) -> Line:
     """Read one line: an object with text, image or both, an optional id, and any other keys.
 
@@ -157,7 +181,16 @@ def parse_line(data: bytes) -> Line:
         InputError: the line is none of that.
 
     """
-    values = _parse_object(data)
+    return make_line(_parse_object(data))
+
+
+def make_line(values: dict[str, Any]) -> Line:
+    """Check what a line or a row says; it is taken apart.
+
+    Raises:
+        InputError: it has no text and no image, or something of another type.
+
+    """
     text, image, name = (values.pop(key, None) for key in ("text", "image", "id"))
     for key, value in (("text", text), ("image", image)):
         if value is not None and not isinstance(value, str):
@@ -171,6 +204,8 @@ def parse_line(data: bytes) -> Line:
     except UnicodeEncodeError:
         raise InputError("holds half a surrogate pair: expected UTF-8") from None
     text = (text or "").strip() or None
+    if len(text or "") > MAX_LINE_BYTES:
+        raise InputError("the text is over the limit of 4 MiB; shorten it")
     if text is None and not image:
         raise InputError('has neither "text" nor "image"')
     if "\0" in (text or ""):

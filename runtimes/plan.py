@@ -25,12 +25,17 @@ class Budget:
         image_tokens: padded tokens and patches of a batch with images.
         attention: patches squared, summed over the padded images of a batch: with 16 heads in
             float32 the vision tower's attention takes 64 bytes for each.
+        least: tokens and patches after which a batch gains nothing by growing, and so ends where
+            the next item, which is longer, would make all the others longer too.
+        padding: share of padding that such an end allows.
 
     """
 
     text_tokens: int = 4096
     image_tokens: int = 8192
     attention: int = 4 * 1200**2
+    least: int = 512
+    padding: float = 0.04
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,18 @@ def batches(costs: Sequence[Cost], budget: Budget) -> list[list[int]]:
     """
     order = sorted(range(len(costs)), key=lambda item: (costs[item].patches, costs[item].tokens))
     found: list[list[int]] = []
-    tokens = patches = 0
+    tokens = patches = real = 0
     for item in order:
+        own = costs[item].tokens + costs[item].patches
         tokens, patches = max(tokens, costs[item].tokens), max(patches, costs[item].patches)
         count = len(found[-1]) + 1 if found else 0
-        if not found or not _fits(count, tokens, patches, budget):
+        wasted = count * (tokens + patches) - (real + own)
+        full = real >= budget.least and wasted > budget.padding * (real + own)
+        if not found or full or not _fits(count, tokens, patches, budget):
             found.append([])
-            tokens, patches = costs[item].tokens, costs[item].patches
+            tokens, patches, real = costs[item].tokens, costs[item].patches, 0
         found[-1].append(item)
+        real += own
     return found
 
 

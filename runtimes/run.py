@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,13 +13,17 @@ import numpy as np
 
 from puma_edge.errors import PumaError
 from puma_edge.inputs import Encoded, Float32, InputSpec
-from puma_edge.runtimes.documents import Corpus, Quarantined
+from puma_edge.resize import Resizer, best_resizer
+from puma_edge.runtimes.documents import Corpus, Document, Quarantined
 from puma_edge.runtimes.encoder import Encoder
+from puma_edge.runtimes.estimate import estimate
 from puma_edge.runtimes.feeder import feed
 from puma_edge.runtimes.files import disk_errors
 from puma_edge.runtimes.plan import Budget, Cost, batches, windows
 from puma_edge.runtimes.shards import Shard, ShardStore
+from puma_edge.runtimes.update import Earlier
 from puma_edge.runtimes.vectors import Storage, shorten
+from puma_edge.runtimes.watch import Progress, Start, Watch
 from puma_edge.runtimes.writer import Outcome
 
 
@@ -38,24 +43,18 @@ class Settings:
         storage: how the index stores its numbers.
         dimension: numbers kept of each embedding (Matryoshka), None for all of them.
         feeders: threads that read, decode and tokenise.
+        resizer: what resizes pictures: the fastest that is installed.
         budget: how large a batch may get.
+        update: take the rows of equal content from the index that stands at the output.
 
     """
 
     storage: Storage = Storage.FLOAT32
     dimension: int | None = None
-    feeders: int = 2
+    feeders: int = field(default_factory=lambda: max(2, len(os.sched_getaffinity(0))))
+    resizer: Resizer = field(default_factory=best_resizer)
     budget: Budget = field(default_factory=Budget)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is, in items to embed (equal contents once) and the bytes of their parts."""
-
-    done: int
-    total: int
-    done_bytes: int
-    total_bytes: int
+    update: bool = False
 
 
 class Run:
@@ -69,15 +68,17 @@ class Run:
         stamp: Stamp,
         settings: Settings,
         work: Path,
-        progress: Callable[[Progress], None] | None,
+        earlier: Earlier,
+        watch: Watch,
     ) -> None:
-        self.documents = corpus.documents
+        self.earlier = earlier
+        self.documents = [item for item in corpus.documents if item.content not in earlier]
         self.corpus, self.spec, self.encoder, self.settings = corpus, spec, encoder, settings
-        self.plan = windows(corpus.documents, spec.limits)
+        self.plan = windows(self.documents, spec.limits)
         self.store = ShardStore(work, encoder.dimension, _identity(spec, encoder, stamp, settings))
         self.keys = [self.store.key(self._contents(window)) for window in self.plan]
-        self.progress = progress
-        self.resumed = self.done = self.done_bytes = 0
+        self.watch = watch
+        self.resumed = self.done = self.done_bytes = self.kept = 0
         self.total = sum(len(window) for window in self.plan)
         self.total_bytes = sum(self.documents[item].size for window in self.plan for item in window)
 
@@ -90,13 +91,27 @@ class Run:
                 missing.append(number)
             else:
                 self.resumed += len(shard.vectors)
+                self.kept += len(window)
                 self._tick(window)
         todo = [[self.documents[item] for item in self.plan[number]] for number in missing]
-        with closing(feed(self.corpus.root, self.spec, todo, self.settings.feeders)) as fed:
+        self._begin([item for window in todo for item in window])
+        feeders, resizer = self.settings.feeders, self.settings.resizer
+        with closing(feed(self.corpus.root, self.spec, todo, feeders, resizer)) as fed:
             for number, entries in zip(missing, fed, strict=True):
                 shard = self._encode(self.plan[number], entries)
                 with disk_errors(self.store.folder):
                     self.store.write(self.keys[number], shard)
+                self.kept += len(entries)
+                self._tell()
+
+    def _begin(self, documents: Sequence[Document]) -> None:
+        if self.watch.begin is None:
+            return
+        feeders, resizer = self.settings.feeders, self.settings.resizer
+        root = self.corpus.root
+        seconds = estimate(root, self.spec, self.encoder, documents, feeders, resizer)
+        size = sum(item.size for item in documents)
+        self.watch.begin(Start(len(documents), size, self.resumed, seconds))
 
     def _encode(self, window: Sequence[int], entries: Sequence[Encoded | str]) -> Shard:
         failed = {place: entry for place, entry in enumerate(entries) if isinstance(entry, str)}
@@ -127,7 +142,7 @@ class Run:
         for key, window in zip(self.keys, self.plan, strict=True):
             for place, reason in self.store.failed(key).items():
                 failed[self.documents[window[place]].content] = reason
-        kept = tuple(item for item in self.documents if item.content not in failed)
+        kept = tuple(item for item in self.corpus.documents if item.content not in failed)
         broken = [
             Quarantined(item.place, failed[item.content])
             for item in self.documents
@@ -139,10 +154,20 @@ class Run:
                 f"none of the {len(quarantine)} items of {self.corpus.root} can be embedded "
                 f"(the first, {quarantine[0].path}: {quarantine[0].reason}); no index was written"
             )
-        return Outcome(kept, tuple(quarantine), self.total - len(failed), self._vectors)
+        contents = dict.fromkeys(item.content for item in kept)
+        reused = sum(content in self.earlier for content in contents)
+        return Outcome(
+            kept, tuple(quarantine), len(contents), reused, lambda: self._vectors(contents)
+        )
 
-    def _vectors(self) -> Iterator[Float32]:
-        """Go through the rows that were computed, [d] each, in the order of the documents."""
+    def _vectors(self, contents: Iterable[str]) -> Iterator[Float32]:
+        """Go through the rows [d] of these contents, which stand in the order of the documents."""
+        computed = self._computed()
+        for content in contents:
+            yield self.earlier[content] if content in self.earlier else next(computed)
+
+    def _computed(self) -> Iterator[Float32]:
+        """Go through the rows that the model computed, [d] each, in the order of the documents."""
         for key, window in zip(self.keys, self.plan, strict=True):
             shard = self.store.read(key, len(window))
             if shard is None:
@@ -155,8 +180,13 @@ class Run:
     def _tick(self, items: Sequence[int]) -> None:
         self.done += len(items)
         self.done_bytes += sum(self.documents[item].size for item in items)
-        if self.progress is not None and items:
-            self.progress(Progress(self.done, self.total, self.done_bytes, self.total_bytes))
+        if items:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.watch.progress is not None:
+            now = Progress(self.done, self.total, self.done_bytes, self.total_bytes, self.kept)
+            self.watch.progress(now)
 
 
 def _identity(spec: InputSpec, encoder: Encoder, stamp: Stamp, settings: Settings) -> str:
@@ -170,5 +200,6 @@ def _identity(spec: InputSpec, encoder: Encoder, stamp: Stamp, settings: Setting
         "precision": stamp.precision,
         "prompt": asdict(spec.tokenizer.prompt),
         "provider": encoder.provider,
+        "resizer": settings.resizer.value,
     }
     return json.dumps(values, sort_keys=True)

@@ -40,7 +40,7 @@ class Header:
         rows: rows of the .npy and of the .parquet.
         corpus: the corpus folder as given; the paths are relative to it.
         seen: documents in the corpus: embedded + quarantined + duplicates.
-        embedded: rows computed.
+        embedded: rows computed, by this run or one before it.
         quarantined: documents without a row.
         duplicates: rows copied from a document of equal content.
         unsupported: suffix -> files passed over.
@@ -70,14 +70,16 @@ class Outcome:
     Attributes:
         kept: the documents with a row, in order.
         quarantine: the others.
-        embedded: documents computed; the rest of `kept` are copies of them.
-        vectors: starts over the computed rows [d], in the order of the first document of each.
+        embedded: different contents in `kept`; its other documents are copies of them.
+        reused: of the embedded, those whose row stood in the index before.
+        vectors: starts over the embedded rows [d], in the order of the first document of each.
 
     """
 
     kept: Sequence[Document]
     quarantine: Sequence[Quarantined]
     embedded: int
+    reused: int
     vectors: Callable[[], Iterator[Float32]]
 
     @property

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -408,3 +409,64 @@ def test_help_has_examples() -> None:
         assert done.returncode == 0
         assert f"puma-edge {command}" in done.stdout
         assert "Example" in done.stdout
+
+
+def test_ctrl_c_keeps_what_is_done_and_names_the_line_that_goes_on(
+    work: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(5000):
+        (corpus / f"{number}.txt").write_text(f"text number {number} of very many")
+    line = ("embed", "corpus", "--bundle", str(work / "bundle"), "--out", "index.npy")
+    with subprocess.Popen(
+        [sys.executable, "-m", "puma_edge", *line],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "to embed: 5000 different items" in line)
+        assert re.search(r"0\.1 MB, about \d+ (s|minutes)", said)
+        # Stopped when the first shard is there.
+        while not list(tmp_path.glob("index.npy.partial/*.npy")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, rest
+    kept = re.search(r"(\d+) of 5000 items are done and kept", rest)
+    assert kept is not None, rest
+    assert f"puma-edge {' '.join(line)}" in rest
+    done = puma(*line, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["embedded"] == 5000
+    assert report["resumed"] >= max(1, int(kept[1]))
+    assert f"{report['resumed']} are there from a run before" in done.stderr
+
+
+def test_update_keeps_rows_and_equals_a_full_run(work: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    files = [
+        path for path in sorted((work / "corpus").rglob("*.*")) if path.parent.name != "captioned"
+    ]
+    for suffix in (".webp", ".txt"):
+        for path in [path for path in files if path.suffix == suffix][:30]:
+            shutil.copy(path, corpus / path.name)
+    line = ("embed", "corpus", "--bundle", str(work / "bundle"), "--json")
+    assert puma(*line, "--out", "index.npy", cwd=tmp_path).returncode == 0
+    pictures = sorted(corpus.rglob("*.webp"))
+    assert len(pictures) > 2
+    pictures[0].unlink()
+    shutil.copy(pictures[1], corpus / "again.webp")
+    (corpus / "fresh.txt").write_text("something that was not there")
+    done = puma(*line, "--out", "index.npy", "--update", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    changes = report["changes"]
+    assert (changes["new"], changes["changed"], changes["removed"]) == (2, 0, 1)
+    assert report["reused"] == report["embedded"] - 1
+    assert puma(*line, "--out", "whole.npy", cwd=tmp_path).returncode == 0
+    rows, whole = np.load(tmp_path / "index.npy"), np.load(tmp_path / "whole.npy")
+    assert (rows * whole).sum(1).min() >= 0.9999

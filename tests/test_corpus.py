@@ -60,6 +60,20 @@ def test_each_kind_of_document(tmp_path: Path) -> None:
     assert loaded.image == PNG
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("text", ["plain", "größer", "狐", "🦊 fox\r\nline"])
+def test_every_encoding_that_says_what_it_is(tmp_path: Path, encoding: str, text: str) -> None:
+    corpus = scan(fill(tmp_path, {"a.txt": text.encode(encoding)}))
+    assert [item.text for item in corpus.documents] == [text]
+    assert load(tmp_path, corpus.documents[0]).text == text
+
+
+@pytest.mark.parametrize("order", ["be", "le"])
+def test_marks_of_both_byte_orders(tmp_path: Path, order: str) -> None:
+    files = {f"{bits}.txt": f"\ufefffox {bits}".encode(f"utf-{bits}-{order}") for bits in (16, 32)}
+    assert [item.text for item in scan(fill(tmp_path, files)).documents] == ["fox 16", "fox 32"]
+
+
 def test_captions_go_to_every_image_of_their_name(tmp_path: Path) -> None:
     files = {"a.png": PNG, "a.gif": PNG, "a.txt": "caption", "a.md": "a text of its own"}
     corpus = scan(fill(tmp_path, files))
@@ -75,7 +89,9 @@ def test_bad_texts_are_quarantined_with_a_reason(tmp_path: Path) -> None:
         "latin.txt": ("grün".encode("latin-1"), "expected UTF-8"),
         "binary.txt": (b"\x7fELF\0\0\1", "NUL"),
         "half.txt": (b"\xff\xfea", "expected UTF-8"),
-        "utf32.txt": ("words".encode("utf-32"), "NUL"),
+        "utf16be.txt": ("words".encode("utf-16-be"), "NUL"),
+        "utf32le.txt": ("words".encode("utf-32-le"), "NUL"),
+        "half32.txt": (b"\xff\xfe\0\0a", "expected UTF-8"),
         "empty.txt": (b"", "empty"),
         "blank.md": (b" \n\t ", "empty"),
         "long.txt": (b"a" * (parts.MAX_TEXT_BYTES + 1), "over the limit"),

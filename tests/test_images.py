@@ -503,7 +503,7 @@ def test_running_out_of_memory_is_this_pictures_fault(monkeypatch: pytest.Monkey
     def fail(image: Image.Image) -> Image.Image:
         raise MemoryError
 
-    monkeypatch.setattr(images, "_to_rgb", fail)
+    monkeypatch.setattr(images, "to_rgb", fail)
     with pytest.raises(InputError, match="does not fit in memory; scale it down"):
         decode(encoded(Image.fromarray(colours()), "PNG"))
 

@@ -1,0 +1,56 @@
+"""How long a run will take, from a few items of each kind tried beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from puma_edge.inputs import Encoded, InputSpec
+from puma_edge.prompts import Modality
+from puma_edge.resize import Resizer
+from puma_edge.runtimes.documents import Document
+from puma_edge.runtimes.encoder import Encoder
+from puma_edge.runtimes.feeder import prepare
+
+SHORT = 64  # items: what is over before it could be estimated
+_TRIED = 4  # items of each modality
+
+
+def estimate(
+    root: Path,
+    spec: InputSpec,
+    encoder: Encoder,
+    documents: Sequence[Document],
+    feeders: int,
+    resizer: Resizer,
+) -> float | None:
+    """Guess the seconds that these documents will take; None for a few, or where none can be read.
+
+    Items from the whole range are tried, one by one as no batch is planned yet: so it guesses high
+    where batches are quicker.
+    """
+    if len(documents) < SHORT:
+        return None
+    seconds = 0.0
+    for modality in Modality:
+        these = [item for item in documents if item.modality is modality]
+        if not these:
+            continue
+        chosen = these[:: max(1, len(these) // _TRIED)][:_TRIED]
+        began = time.perf_counter()
+        entries = [prepare(root, item, spec, resizer) for item in chosen]
+        reading = (time.perf_counter() - began) / len(chosen) / max(1, feeders)
+        ready = [entry for entry in entries if isinstance(entry, Encoded)]
+        if ready:
+            seconds += len(these) * (reading + _encoding(spec, encoder, ready))
+    return seconds or None
+
+
+def _encoding(spec: InputSpec, encoder: Encoder, entries: Sequence[Encoded]) -> float:
+    """Time the encoder: seconds an item."""
+    encoder.encode(spec.collate(entries[:1]))  # the first call makes room, and may load a graph
+    began = time.perf_counter()
+    for entry in entries:
+        encoder.encode(spec.collate([entry]))
+    return (time.perf_counter() - began) / len(entries)

@@ -82,15 +82,34 @@ def add_node(
     operator: str,
     inputs: list[ir.Value],
     name: str,
-    attributes: Mapping[str, int] | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> ir.Value:
-    """The output, called `name`, of a new node put before another one."""
+    """The output, called `name` and with its type, of a new node put before another one."""
     graph = before.graph
     assert isinstance(graph, ir.Graph)
     node = ir.node(operator, inputs, attributes=attributes or {}, name=name)
-    node.outputs[0].name = name
+    output = node.outputs[0]
+    output.name = name
+    dtype = _output_type(operator, inputs, attributes or {})
+    output.type = None if dtype is None else ir.TensorType(dtype)
     graph.insert_before(before, node)
-    return node.outputs[0]
+    return output
+
+
+def _output_type(
+    operator: str, inputs: list[ir.Value], attributes: Mapping[str, Any]
+) -> ir.DataType | None:
+    match operator:
+        case "Cast":
+            return ir.DataType(attributes["to"])
+        case "QuantizeLinear":
+            return inputs[2].dtype
+        case "DequantizeLinear":
+            return inputs[1].dtype
+        case "Shape" | "ConstantOfShape":
+            return ir.DataType.INT64
+        case _:
+            return inputs[0].dtype
 
 
 def weight_of(value: ir.Value | None) -> Array | None:

@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from puma_edge.calibration.sample import describe, draw
 from puma_edge.data import Dataset, SourceEncoder
-from puma_edge.errors import InputError, PumaError
-from puma_edge.images import decode
-from puma_edge.inputs import Batch, Encoded, InputSpec, Item
-from puma_edge.prompts import Modality
+from puma_edge.errors import PumaError
+from puma_edge.export.held_out import HeldOut, Limits, from_items, from_split
+from puma_edge.inputs import Batch, Encoded, InputSpec
+from puma_edge.progress import Progress
 from puma_edge.runtimes.corpus import scan
-from puma_edge.runtimes.documents import load
 
 CALIBRATION_BATCH = 16
-COMPARED = 24  # documents, and half as many queries, compared item by item
+PROBE = Limits(queries=6, documents=16)
+TUNED = Limits(queries=16, documents=48)
+FOLDER_HELD = 64  # items of a folder kept apart for each of the two purposes
 
 
 @dataclass(frozen=True)
 class Material:
-    """Items for calibration and for the comparison.
+    """Items for calibration, for choosing exceptions, and for the comparison.
 
     Attributes:
         calibration: batches the INT8 ranges are taken from.
-        documents: candidates compared one by one.
-        queries: queries compared one by one.
-        sources: where the calibration items come from, for the manifest.
+        tuned: what exceptions from INT8 are chosen on.
+        judged: what the gate looks at; None for a shape without weights, where only the probe is.
+        probe: a few items that go into the bundle.
+        source: where the calibration items come from, for the manifest.
     """
 
     calibration: list[Batch]
-    documents: list[Encoded]
-    queries: list[Encoded]
-    source: str
+    tuned: HeldOut
+    judged: HeldOut | None
+    probe: HeldOut
+    source: dict[str, Any]
 
 
-def from_dataset(spec: InputSpec, data: Dataset, count: int, compared: int, seed: int) -> Material:
-    """Calibrate on validation queries and their answers; compare test queries and theirs.
+def from_dataset(
+    spec: InputSpec,
+    data: Dataset,
+    count: int,
+    seed: int,
+    *,
+    judged: Limits | None,
+    probe: Limits = PROBE,
+) -> Material:
+    """Calibrate and choose on validation queries, not the same ones; judge on test queries.
 
     Raises:
         PumaError: the data set has no validation or no test queries.
@@ -47,19 +61,25 @@ def from_dataset(spec: InputSpec, data: Dataset, count: int, compared: int, seed
             f"{data.folder} has no validation or no test queries; export needs both to calibrate "
             "and to judge (or give --calibration with a folder of images and texts)"
         )
-    draw = random.Random(seed)
-    load_source = SourceEncoder(spec)
+    available = data.examples["val"]
+    # Half of a small split stays for choosing exceptions.
+    many = max(min(count // 2, len(available) // 2), 1)
+    examples = random.Random(seed).sample(available, many)
+    load = SourceEncoder(spec)
+    items = [load(one.query, data.instructions[one.modalities][0]) for one in examples]
+    items += [load(data.candidates[one.positives[0]]) for one in examples]
+    used = {one.qid for one in examples}
+    return Material(
+        batches(spec, items),
+        from_split(spec, data, "val", TUNED, seed, used),
+        None if judged is None else from_split(spec, data, "test", judged, seed),
+        from_split(spec, data, "test", probe, seed),
+        {"data": data.folder.name, "split": "val", "queries": many, "sha256": _hash(used)},
+    )
 
-    def sides(split: str, size: int) -> tuple[list[Encoded], list[Encoded]]:
-        examples = draw.sample(data.examples[split], min(size, len(data.examples[split])))
-        queries = [load_source(one.query, data.instructions[one.modalities][0]) for one in examples]
-        answers = [load_source(data.candidates[one.positives[0]]) for one in examples]
-        return queries, answers
 
-    queries, answers = sides("val", count // 2)
-    asked, documents = sides("test", compared)
-    calibration = batches(spec, [*queries, *answers])
-    return Material(calibration, documents, asked[: compared // 2], f"{data.folder.name} val")
+def _hash(ids: set[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def from_folder(
@@ -67,38 +87,34 @@ def from_folder(
     folder: Path,
     instructions: dict[str, str],
     count: int,
-    compared: int,
     seed: int,
+    tell: Callable[[str], None],
 ) -> Material:
-    """Calibrate and compare on a folder's own documents; its texts and pictures are the queries.
+    """Calibrate on a folder's own documents and compare on others; some of them are the queries.
 
     Raises:
-        PumaError: the folder holds fewer than two readable documents.
+        PumaError: the folder holds too few readable documents, or none with an image.
     """
-    corpus = scan(folder)
-    draw = random.Random(seed)
-    by_kind: dict[Modality, list[Item]] = {}
-    chosen = draw.sample(corpus.documents, min(4 * count, len(corpus.documents)))
-    for document in chosen:
-        many = by_kind.setdefault(document.modality, [])
-        if len(many) >= count:
-            continue
-        try:
-            parts = load(corpus.root, document)
-            images = () if parts.image is None else (decode(parts.image),)
-            many.append(Item(parts.text, images))
-        except InputError:
-            continue  # `embed` will name it; a calibration sample does without
-    items = [item for many in by_kind.values() for item in many[: count // len(by_kind) or 1]]
-    if len(items) < 2:
-        raise PumaError(f"{folder} has {len(items)} readable items; calibration needs some dozens")
-    draw.shuffle(items)
-    encoded = [spec.encode(item) for item in items]
-    queries = [
-        spec.encode(Item(item.text, item.images, instructions.get(item.modality.value)))
-        for item in items[: compared // 2]
-    ]
-    return Material(batches(spec, encoded), encoded[:compared], queries, str(folder.name))
+    with Progress(f"sampling {folder}", count) as progress:
+        sample = draw(
+            scan(folder),
+            count + 2 * FOLDER_HELD,
+            seed,
+            lambda done, total: progress.update(done, f"of at most {total} items"),
+        )
+    for warning in sample.warnings:
+        tell(f"warning: {warning}")
+    items = sample.items
+    held = min(FOLDER_HELD, len(items) // 4) // 2 * 2
+    judged, tuned, rest = items[:held], items[held : 2 * held], items[2 * held :]
+    probe = from_items(spec, [one.item for one in judged], instructions)
+    return Material(
+        batches(spec, [spec.encode(one.item) for one in rest]),
+        from_items(spec, [one.item for one in tuned], instructions),
+        probe,
+        probe,
+        describe(sample.folder, rest),
+    )
 
 
 def batches(spec: InputSpec, items: Sequence[Encoded]) -> list[Batch]:

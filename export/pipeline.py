@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from puma_edge.bundle import TOKENIZER, Manifest, Precision, replace_folder, seal
-from puma_edge.calibration.quantize import quantize_bundle_graphs
+from puma_edge.bundle import TOKENIZER, Manifest, replace_folder, seal
 from puma_edge.config import SHAPE_PREFIX, ExportConfig, Gate
 from puma_edge.data import Dataset
 from puma_edge.errors import PumaError
-from puma_edge.evaluate import evaluate
+from puma_edge.export.fallback import Fallback
 from puma_edge.export.graphs import check_model, export_graphs
-from puma_edge.export.material import COMPARED, Material, from_dataset, from_folder
-from puma_edge.export.parity import Parity, agreement, batch_cosine, compare, judge
-from puma_edge.export.precision import to_fp16
-from puma_edge.export.probe import write_probe
+from puma_edge.export.held_out import Limits, embed
+from puma_edge.export.material import PROBE, Material, from_dataset, from_folder
+from puma_edge.export.parity import Parity
+from puma_edge.export.precisions import Precisions, chosen, graph_bytes, graph_files
+from puma_edge.export.probe import Probe, write_probe
 from puma_edge.identity import model_id
-from puma_edge.inputs import Encoded, Float32, InputSpec
+from puma_edge.inputs import Float32, InputSpec
 from puma_edge.model import Checkpoint
+from puma_edge.progress import Progress
 from puma_edge.runtimes.encoder import Encoder
-from puma_edge.runtimes.ort import OrtEncoder
 from puma_edge.torch_encoder import TorchEncoder
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
-SHAPE_COMPARED = 8  # items of a real shape without weights: minutes instead of an hour
+SHAPE_PROBE = Limits(queries=1, documents=4)  # without weights: minutes instead of an hour
 Step = Callable[[str], None]
 
 
@@ -42,12 +41,14 @@ class ExportReport:
         manifest: the sealed manifest.
         parity: precision -> comparison with PyTorch.
         sizes: precision -> bytes of its two graphs.
+        fallbacks: precision -> layers that went back to float.
     """
 
     bundle: Path
     manifest: Manifest
     parity: dict[str, Parity]
     sizes: dict[str, int]
+    fallbacks: dict[str, Fallback] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,25 @@ class Reference:
     """What the fp32 PyTorch model says of the material.
 
     Attributes:
-        documents: [n, d].
-        queries: [q, d].
-        recall: task -> recall@k on the test queries; empty without labels.
+        probe: the probe, its items embedded alone.
+        judged: [n, d], of what the gate looks at; the probe's where there is nothing else.
     """
 
-    documents: Float32
-    queries: Float32
-    recall: dict[int, float]
+    probe: Probe
+    judged: Float32
+
+
+class ParityError(PumaError):
+    """A precision failed the gate, and nothing was written.
+
+    Attributes:
+        report: what was measured.
+    """
+
+    def __init__(self, message: str, report: ExportReport) -> None:
+        """Carry the report beside the message."""
+        super().__init__(message)
+        self.report = report
 
 
 def export(
@@ -72,21 +84,18 @@ def export(
 
     Args:
         checkpoint: a merged model in fp32; its weights are released on the way.
-        data: labelled data to judge on; None compares the engines' own top hits.
+        data: labelled data to judge on; None compares how the engines rank the folder's own items.
         config: precisions, gate and folders.
         step: told what is being done.
 
     Raises:
-        PumaError: the model cannot be exported, or a precision failed the gate; what stood at
-            `config.out` is untouched then.
+        ParityError: a precision failed the gate; what stood at `config.out` is untouched then.
+        PumaError: the model cannot be exported.
     """
     check_model(checkpoint.model)
-    spec = checkpoint.spec
-    is_shape = config.model.startswith(SHAPE_PREFIX)
-    material = _material(checkpoint, data, config, SHAPE_COMPARED if is_shape else COMPARED)
-    judged = None if is_shape else data
+    material = _material(checkpoint, data, config, step)
     step("embedding the held-out items with PyTorch")
-    reference = _reference(TorchEncoder(checkpoint.model), spec, material, judged)
+    reference = _reference(TorchEncoder(checkpoint.model), checkpoint.spec, material)
     with replace_folder(Path(config.out)) as work:
         step("exporting the graphs")
         export_graphs(checkpoint.model, work)
@@ -94,51 +103,28 @@ def export(
         manifest = describe(checkpoint, config.model)
         # The graphs hold the weights now; a model of billions must not lie in memory twice.
         checkpoint.model.to_empty(device="meta")
-        calibration = _write_precisions(work, material, config, step)
-        items = [*material.documents, *material.queries]
-        write_probe(work, items, np.concatenate([reference.documents, reference.queries]))
-        parity = {}
-        for precision in precisions(config):
-            step(f"checking {precision.value} against PyTorch")
-            encoder = open_encoder(work, precision)
-            parity[precision.value] = _check(
-                encoder, spec, material, reference, judged, precision, config
-            )
-            del encoder
+        write_probe(work, reference.probe)
+        precisions = Precisions(work, checkpoint.spec, material, reference, config, step)
+        parity = {one.value: precisions.make(one) for one in chosen(config)}
         failures = [f"{name}: {why}" for name, one in parity.items() for why in one.failures]
-        if failures and config.gate is Gate.FAIL:
-            raise PumaError(
-                f"parity failed, nothing was written ({'; '.join(failures)}); keep another "
-                "precision, calibrate on more items, or record the failure with --gate report"
-            )
         manifest = replace(
             manifest,
-            graphs={one.value: graph_files(one) for one in precisions(config)},
+            graphs={one.value: graph_files(one) for one in chosen(config)},
             parity={name: one.to_json() for name, one in parity.items()},
-            calibration=calibration,
+            calibration=precisions.calibration_report(),
             gate="reported" if failures else "passed",
         )
-        sealed = seal(work, manifest)
-        sizes = {one.value: _size(work, one) for one in precisions(config)}
-    return ExportReport(Path(config.out), sealed, parity, sizes)
-
-
-def precisions(config: ExportConfig) -> list[Precision]:
-    """Those a bundle will hold, fp32 always among them."""
-    chosen = [Precision.FP32]
-    chosen += [Precision.FP16] if config.fp16 else []
-    return chosen + ([Precision.INT8] if config.int8 else [])
-
-
-def graph_files(precision: Precision) -> dict[str, str]:
-    """The names of a precision's two graphs."""
-    return {part: f"{part}.{precision.value}.onnx" for part in ("vision", "text")}
-
-
-def open_encoder(folder: Path, precision: Precision) -> OrtEncoder:
-    """ONNX Runtime over the graphs of a bundle that is not sealed yet."""
-    names = graph_files(precision)
-    return OrtEncoder(lambda: folder / names["vision"], folder / names["text"])
+        sizes = {one.value: graph_bytes(work, one) for one in chosen(config)}
+        report = ExportReport(
+            Path(config.out), seal(work, manifest), parity, sizes, precisions.fallbacks
+        )
+        if failures and config.gate is Gate.FAIL:
+            raise ParityError(
+                f"parity failed, nothing was written ({'; '.join(failures)}); keep another "
+                "precision, calibrate on more items, or record the failure with --gate report",
+                report,
+            )
+    return report
 
 
 def describe(checkpoint: Checkpoint, source: str) -> Manifest:
@@ -161,76 +147,40 @@ def describe(checkpoint: Checkpoint, source: str) -> Manifest:
 
 
 def _material(
-    checkpoint: Checkpoint, data: Dataset | None, config: ExportConfig, compared: int
+    checkpoint: Checkpoint, data: Dataset | None, config: ExportConfig, step: Step
 ) -> Material:
-    count = config.calibration_items
+    spec, count, seed = checkpoint.spec, config.calibration_items, config.seed
+    is_shape = config.model.startswith(SHAPE_PREFIX)
+    own = None
     if config.calibration:
         folder = Path(config.calibration)
         if not folder.is_dir():
             raise PumaError(f"no folder at --calibration {folder}; give one of images and texts")
-        instructions = checkpoint.card.instructions
-        return from_folder(checkpoint.spec, folder, instructions, count, compared, config.seed)
+        own = from_folder(spec, folder, checkpoint.card.instructions, count, seed, step)
+        if data is None:
+            return own
     if data is None:
         raise PumaError("nothing to calibrate and judge on; give --data or --calibration")
-    return from_dataset(checkpoint.spec, data, count, compared, config.seed)
-
-
-def _reference(
-    encoder: Encoder, spec: InputSpec, material: Material, data: Dataset | None
-) -> Reference:
-    return Reference(
-        documents=_alone(encoder, spec, material.documents),
-        queries=_alone(encoder, spec, material.queries),
-        recall={} if data is None else evaluate(encoder, spec, data, "test"),
+    judged = None if is_shape else Limits(config.judged_queries, config.judged_documents)
+    labelled = from_dataset(
+        spec, data, count, seed, judged=judged, probe=SHAPE_PROBE if is_shape else PROBE
     )
+    if own is None:
+        return labelled
+    return replace(labelled, calibration=own.calibration, source=own.source)
 
 
-def _alone(encoder: Encoder, spec: InputSpec, items: list[Encoded]) -> Float32:
-    rows: Float32 = np.concatenate([encoder.encode(spec.collate([item])) for item in items])
-    return rows
-
-
-def _write_precisions(
-    work: Path, material: Material, config: ExportConfig, step: Step
-) -> dict[str, Any]:
-    if config.fp16:
-        step("converting to fp16")
-        for part in ("vision", "text"):
-            to_fp16(work / f"{part}.fp32.onnx", work / f"{part}.fp16.onnx")
-    if not config.int8:
-        return {}
-    step("calibrating and quantising to int8")
-    report = quantize_bundle_graphs(work, material.calibration, work)
-    return {"source": material.source, **report}
-
-
-def _check(
-    encoder: Encoder,
-    spec: InputSpec,
-    material: Material,
-    reference: Reference,
-    data: Dataset | None,
-    precision: Precision,
-    config: ExportConfig,
-) -> Parity:
-    documents = _alone(encoder, spec, material.documents)
-    queries = _alone(encoder, spec, material.queries)
-    expected = np.concatenate([reference.documents, reference.queries])
-    difference, cosines = compare(expected, np.concatenate([documents, queries]))
-    kept = (reference.queries, reference.documents)
-    parity = Parity(
-        items=len(expected),
-        max_difference=difference,
-        mean_cosine=float(cosines.mean()),
-        worst_cosine=float(cosines.min()),
-        batch_cosine=batch_cosine(encoder, spec, [*material.documents, *material.queries][:16]),
-        recall={} if data is None else evaluate(encoder, spec, data, "test"),
-        reference_recall=reference.recall,
-        agreement=agreement(queries, documents, kept) if data is None else None,
-    )
-    return replace(parity, failures=judge(parity, precision.value, config.max_recall_loss))
-
-
-def _size(folder: Path, precision: Precision) -> int:
-    names = graph_files(precision).values()
-    return sum(path.stat().st_size for name in names for path in folder.glob(f"{name}*"))
+def _reference(encoder: Encoder, spec: InputSpec, material: Material) -> Reference:
+    held = material.probe
+    items = [held.load(row) for row in range(len(held.sizes))]
+    with Progress("embedding the probe with PyTorch", len(items)) as progress:
+        rows = []
+        for item in items:
+            rows.append(encoder.encode(spec.collate([item])))
+            progress.update(len(rows))
+    probe = Probe(items, np.concatenate(rows), held.pairs)
+    if material.judged is None or material.judged is held:
+        return Reference(probe, probe.embeddings)
+    with Progress("embedding with PyTorch", len(material.judged.sizes)) as progress:
+        judged = embed(encoder, spec, material.judged, lambda done, _: progress.update(done))
+    return Reference(probe, judged)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,24 @@ from puma_edge.bundle import PROBE, Bundle
 from puma_edge.errors import PumaError
 from puma_edge.images import Patches
 from puma_edge.inputs import Encoded, Float32
+from puma_edge.retrieval import Pair
+
+PAIRS = "pairs"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Items with the embeddings [n, d] of the fp32 PyTorch model."""
+    """Items with the embeddings [n, d] of the fp32 PyTorch model, and who looks for whom."""
 
     items: list[Encoded]
     embeddings: Float32
+    pairs: tuple[Pair, ...] = ()
 
 
-def write_probe(folder: Path, items: Sequence[Encoded], embeddings: Float32) -> None:
+def write_probe(folder: Path, probe: Probe) -> None:
     """Write `probe.npz` into `folder`."""
-    arrays: dict[str, Any] = {"embeddings": embeddings}
+    items, pairs = probe.items, json.dumps([asdict(pair) for pair in probe.pairs])
+    arrays: dict[str, Any] = {"embeddings": probe.embeddings, PAIRS: np.asarray(pairs)}
     for number, item in enumerate(items):
         arrays[f"{number}.input_ids"] = item.input_ids
         arrays[f"{number}.positions"] = item.positions
@@ -47,9 +52,11 @@ def read_probe(bundle: Bundle) -> Probe:
         with np.load(path, allow_pickle=False) as arrays:
             embeddings = arrays["embeddings"]
             items = [_item(arrays, number) for number in range(len(embeddings))]
-    except (OSError, ValueError, KeyError) as error:
+            rows = json.loads(str(arrays[PAIRS])) if PAIRS in arrays else []
+            pairs = tuple(Pair.from_json(row) for row in rows)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise PumaError(f"{path} cannot be read ({error}); export the bundle again") from None
-    return Probe(items, embeddings)
+    return Probe(items, embeddings, pairs)
 
 
 def _item(arrays: Any, number: int) -> Encoded:

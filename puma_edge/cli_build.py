@@ -10,7 +10,7 @@ import typer
 
 from puma_edge import report
 from puma_edge.cli_options import PARTIAL, Json, Keep, Seed, Settings, Threads
-from puma_edge.config import SAMPLE, ExportConfig, Gate, TrainConfig, read_config
+from puma_edge.config import SAMPLE, ExportConfig, Gate, Ranges, TrainConfig, read_config
 from puma_edge.errors import MissingExtraError, UsageError, require
 from puma_edge.metrics import Pool
 from puma_edge.ranks import rank
@@ -95,12 +95,18 @@ def export(
     ] = None,
     fp16: Annotated[bool | None, typer.Option("--fp16", help="FP16 graphs too.")] = None,
     int8: Annotated[bool | None, typer.Option("--int8", help="INT8 graphs too.")] = None,
+    int8_trt: Annotated[
+        bool | None, typer.Option("--int8-trt", help="INT8 graphs for TensorRT too.")
+    ] = None,
     trt: Annotated[bool | None, typer.Option("--trt", help="TensorRT engines too.")] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Folder of images and texts for INT8 ranges.")
     ] = None,
     calibration_items: Annotated[
         int | None, typer.Option(min=8, help="Items read for the INT8 ranges; 256 by default.")
+    ] = None,
+    ranges: Annotated[
+        Ranges | None, typer.Option(help="How the INT8 ranges are chosen; minmax by default.")
     ] = None,
     gate: Annotated[Gate | None, typer.Option(help="What a failed parity check does.")] = None,
     seed: Seed = None,
@@ -115,6 +121,7 @@ def export(
     require("onnxscript", "export")
     require("onnxruntime", "cpu")
     from puma_edge.export.command import run_export
+    from puma_edge.export.pipeline import ParityError
 
     if model and model_option:
         raise UsageError(f"two models given, {model} and --model {model_option}; give one")
@@ -129,27 +136,39 @@ def export(
         max_pixels=max_pixels,
         fp16=fp16,
         int8=int8,
+        int8_trt=int8_trt,
         trt=trt,
         calibration=calibration,
         calibration_items=calibration_items,
+        ranges=ranges,
         gate=gate,
         seed=seed,
     )
-    result = run_export(settings, lambda text: print(f"export: {text}", file=sys.stderr))
+    try:
+        result = run_export(settings, lambda text: print(f"export: {text}", file=sys.stderr))
+    except ParityError as error:
+        report.show_export(error.report, json_)
+        raise
     report.show_export(result, json_)
+    if not json_:
+        print(f"bundle: {result.bundle}, model {result.manifest.model_id}")
     if settings.trt:
-        _explain_tensorrt()
+        _build_engines(Path(settings.out))
 
 
-def _explain_tensorrt() -> None:
-    """This version builds no engines: say what is there, and leave with the code for a part."""
-    print(
-        "puma-edge: --trt given, but no TensorRT engine was built: this version exports ONNX "
-        "graphs only; they build with trtexec --onnx=bundle/text.fp32.onnx on a device with "
-        "TensorRT 10.3 or newer. The ONNX bundle is complete.",
-        file=sys.stderr,
-    )
-    raise typer.Exit(PARTIAL)
+def _build_engines(bundle: Path) -> None:
+    """Build a bundle's TensorRT engines; where that cannot be, say so and leave with code 3."""
+    from puma_edge.export.engines import NoEngineError, build_engines
+
+    try:
+        for plan in build_engines(bundle):
+            report.say(f"engine: {plan}")
+    except (MissingExtraError, NoEngineError) as error:
+        report.say(
+            f"puma-edge: --trt given, but no TensorRT engine was built: {error}; the ONNX bundle "
+            "is complete, and engines are built on the device where they will serve"
+        )
+        raise typer.Exit(PARTIAL) from None
 
 
 def evaluate(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from puma_edge.bundle import MANIFEST, Bundle
-from puma_edge.config import SAMPLE
+from puma_edge.bundle import MANIFEST, Bundle, Precision
+from puma_edge.config import SAMPLE, ExportConfig
 from puma_edge.data import load_dataset
 from puma_edge.errors import PumaError, UsageError, require
 from puma_edge.evaluate import Score, measure
-from puma_edge.export.parity import Parity, batch_cosine, compare, judge
-from puma_edge.export.probe import read_probe
+from puma_edge.export.parity import Limits, alone, in_company, judge
+from puma_edge.export.probe import Probe, read_probe
 from puma_edge.inputs import InputSpec
 from puma_edge.metrics import Pool
 from puma_edge.progress import Progress
@@ -27,6 +26,7 @@ from puma_edge.runtimes.derived import present_forms
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.index import Index
+from puma_edge.runtimes.ort import CPU, OrtEncoder
 from puma_edge.sample import emoji_folder
 
 PACKAGES = {
@@ -113,41 +113,75 @@ def _open_target(target: str, threads: int | None) -> tuple[Encoder, InputSpec]:
     return TorchEncoder(checkpoint.model), checkpoint.spec
 
 
+# What an installed ONNX Runtime may offer besides the CPU; others of its list run no model here.
+ACCELERATORS = (
+    "TensorrtExecutionProvider",
+    "NvTensorRTRTXExecutionProvider",
+    "CUDAExecutionProvider",
+    "OpenVINOExecutionProvider",
+    "CoreMLExecutionProvider",
+    "DmlExecutionProvider",
+)
+
+
 def run_check(folder: Path, threads: int | None) -> list[dict[str, Any]]:
-    """Compare every precision on this device with the PyTorch embeddings in the bundle.
+    """Run the gate again on this device: every precision, on every provider that is there.
+
+    The embeddings that PyTorch gave lie in the bundle, and so do the thresholds.
 
     Raises:
         PumaError: no bundle, or a damaged one.
     """
+    require("onnxruntime", "cpu")
+    import onnxruntime
+
     bundle = Bundle.open(folder)
     probe = read_probe(bundle)
-    rows = []
-    for name in bundle.manifest.graphs:
-        engine = open_engine(bundle, Runtime.AUTO, PrecisionChoice(name), threads)
-        collate = bundle.spec.collate
-        found = np.concatenate([engine.encoder.encode(collate([item])) for item in probe.items])
-        difference, cosines = compare(probe.embeddings, found)
-        parity = Parity(
-            items=len(probe.items),
-            max_difference=difference,
-            mean_cosine=float(cosines.mean()),
-            worst_cosine=float(cosines.min()),
-            batch_cosine=batch_cosine(engine.encoder, bundle.spec, probe.items[:16]),
-        )
-        failures = judge(parity, name, max_loss=0.0)
-        rows.append(
-            {
-                "precision": name,
-                "engine": engine.encoder.provider,
-                "max_difference": difference,
-                "mean_cosine": parity.mean_cosine,
-                "worst_cosine": parity.worst_cosine,
-                "batch_cosine": parity.batch_cosine,
-                "passed": not failures,
-                "failures": list(failures),
-            }
-        )
-    return rows
+    there = [name for name in ACCELERATORS if name in onnxruntime.get_available_providers()]
+    rows = [(name, provider) for name in bundle.manifest.graphs for provider in (CPU, *there)]
+    with Progress(f"checking {folder}", len(rows)) as progress:
+        checked = []
+        for name, provider in rows:
+            checked.append(_check(bundle, probe, Precision(name), provider, threads))
+            progress.update(len(checked), f"{name} on {provider}")
+    return checked
+
+
+def _check(
+    bundle: Bundle, probe: Probe, precision: Precision, provider: str, threads: int | None
+) -> dict[str, Any]:
+    engine = f"ort:{provider.removesuffix('ExecutionProvider').lower()}"
+    told = {"precision": precision.value, "engine": engine}
+    vision = partial(bundle.graph, precision, "vision")
+    text = bundle.graph(precision, "text")
+    try:
+        encoder = OrtEncoder(vision, text, providers=(provider,), threads=threads)
+        found = alone(encoder, bundle.spec, probe)
+        company = in_company(encoder, bundle.spec, probe.items)
+    except PumaError as error:
+        # One provider that does not start is a row of the report, not its end.
+        return told | {"passed": False, "failures": [str(error)], "pairs": []}
+    limits = _limits(bundle, precision)
+    parity = judge(probe.pairs, probe.embeddings, found, company, precision.value, limits)
+    return told | {
+        "max_difference": parity.max_difference,
+        "mean_cosine": parity.mean_cosine,
+        "worst_cosine": parity.worst_cosine,
+        "batch_cosine": parity.batch_cosine,
+        "overlap": parity.overlap,
+        "pairs": [asdict(one) for one in parity.pairs],
+        "passed": parity.passed,
+        "failures": list(parity.failures),
+    }
+
+
+def _limits(bundle: Bundle, precision: Precision) -> Limits:
+    """The thresholds the bundle was exported with; today's defaults for an older one."""
+    recorded = bundle.manifest.parity.get(precision.value, {}).get("limits")
+    if recorded:
+        return Limits.from_json(recorded)
+    defaults = ExportConfig()
+    return Limits(defaults.parity.of(precision.value), defaults.max_recall_loss)
 
 
 def describe(path: Path) -> dict[str, Any]:

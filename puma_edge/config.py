@@ -24,6 +24,15 @@ CONFIG_FILE = Path("puma-edge.toml")
 T = TypeVar("T")
 
 
+class Ranges(str, Enum):
+    """How the range of an INT8 input is chosen from what calibration data showed."""
+
+    MINMAX = "minmax"  # everything seen
+    PERCENTILE = "percentile"  # all but the outermost 0.01%
+    ENTROPY = "entropy"  # least Kullback-Leibler divergence, as TensorRT's calibrator
+    MSE = "mse"  # least mean square error
+
+
 class Gate(str, Enum):
     """What a failed parity check does."""
 
@@ -104,6 +113,42 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """What the parity gate asks of one precision, beside the fp32 PyTorch model.
+
+    Attributes:
+        mean_cosine: of all items compared, at least.
+        worst_cosine: of the worst item, at least.
+        overlap: mean share of equal first ten hits in each modality pair, at least.
+        pair_recall_loss: recall lost in any modality pair, at most, in points; one query's answer
+            is always allowed.
+    """
+
+    mean_cosine: float
+    worst_cosine: float
+    overlap: float
+    pair_recall_loss: float
+
+
+INT8_THRESHOLDS = Thresholds(0.97, 0.85, 0.75, 0.05)
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """The thresholds of each precision."""
+
+    fp32: Thresholds = Thresholds(0.999999, 0.9999, 0.99, 0.005)
+    fp16: Thresholds = Thresholds(0.9999, 0.999, 0.95, 0.02)
+    int8: Thresholds = INT8_THRESHOLDS
+    int8_trt: Thresholds = INT8_THRESHOLDS
+
+    def of(self, precision: str) -> Thresholds:
+        """Those of "fp32", "int8-trt" and so on."""
+        thresholds: Thresholds = getattr(self, precision.replace("-", "_"))
+        return thresholds
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """`puma-edge export`.
 
@@ -116,11 +161,20 @@ class ExportConfig:
         max_pixels: largest area of an image after resizing, in pixels; 0 for the model's own.
         fp16: write FP16 graphs too.
         int8: write INT8 graphs too.
+        int8_trt: write INT8 graphs in TensorRT's form too, symmetric and strongly typed.
         trt: build TensorRT engines too, where TensorRT is installed.
         calibration: folder of images and texts for the INT8 ranges; empty for the validation split.
         calibration_items: how many items are read for them.
+        ranges: how the INT8 ranges are chosen.
+        smooth: SmoothQuant's alpha, 0 to 1; 0 for none.
+        fallback_tries: how often groups of layers may go back to float where INT8 fails the gate,
+            twice as many each time; 0 for never.
+        fallback_share: the largest share of the groups that may.
         gate: whether a failed parity check fails the export, or is only reported.
-        max_recall_loss: largest loss of mean recall (or agreement) that passes, as a share.
+        max_recall_loss: largest loss of mean recall that passes, as a share.
+        parity: what else the gate asks of each precision.
+        judged_queries: test queries of each task and data set the gate looks at, at most.
+        judged_documents: candidates of each pool, at most.
         seed: of what is drawn for shapes without weights.
     """
 
@@ -131,11 +185,19 @@ class ExportConfig:
     max_pixels: int = 0
     fp16: bool = False
     int8: bool = False
+    int8_trt: bool = False
     trt: bool = False
     calibration: str = ""
     calibration_items: int = 256
+    ranges: Ranges = Ranges.MINMAX
+    smooth: float = 0.5
+    fallback_tries: int = 4
+    fallback_share: float = 0.25
     gate: Gate = Gate.FAIL
     max_recall_loss: float = 0.01
+    parity: ParityConfig = ParityConfig()
+    judged_queries: int = 400
+    judged_documents: int = 10000
     seed: int = 0
 
 

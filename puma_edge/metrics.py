@@ -53,6 +53,44 @@ def ndcg_at_k(
     return np.asarray(rows, np.float32)
 
 
+def overlap_at_k(
+    first: NDArray[np.float32], second: NDArray[np.float32], k: int
+) -> NDArray[np.float32]:
+    """Share of the first k hits that two models' scores have in common, per query.
+
+    Args:
+        first: [queries, candidates], larger is better; ties go to the lower index.
+        second: the same of the other model.
+        k: how many are looked at; all, where there are fewer candidates.
+
+    Returns:
+        [queries], 0 to 1.
+    """
+    return _shared(first, second, k)[:, -1]
+
+
+def rank_agreement(
+    first: NDArray[np.float32], second: NDArray[np.float32], k: int
+) -> NDArray[np.float32]:
+    """How alike two models order their first k hits, per query: the mean overlap at 1, 2, .. k.
+
+    A change at the top weighs most (average overlap; Webber, Moffat and Zobel, 2010). Arguments as
+    in `overlap_at_k`; [queries], 0 to 1.
+    """
+    return np.asarray(_shared(first, second, k).mean(axis=1), np.float32)
+
+
+def _shared(first: NDArray[np.float32], second: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """Share [queries, k] of the first 1, 2, .. k hits that both have."""
+    mine, theirs = top_k(first, k), top_k(second, k)
+    queries, k = mine.shape
+    # A candidate that both have counts from the deeper of its two places on.
+    row, place, other = np.nonzero(mine[:, :, None] == theirs[:, None, :])
+    counts = np.zeros((queries, k), np.float32)
+    np.add.at(counts, (row, np.maximum(place, other)), 1)
+    return np.asarray(counts.cumsum(axis=1) / np.arange(1, k + 1), np.float32)
+
+
 def bootstrap(
     groups: Sequence[NDArray[np.float32]], seed: int = 0, draws: int = 2000
 ) -> tuple[float, float]:

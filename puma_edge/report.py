@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from puma_edge.bench import BenchReport
     from puma_edge.evaluate import Score
     from puma_edge.export.pipeline import ExportReport
+    from puma_edge.retrieval import PairParity
     from puma_edge.runtimes.convert import Conversion
     from puma_edge.runtimes.embedder import Report
     from puma_edge.runtimes.searcher import Hit, Query
@@ -133,7 +134,7 @@ def show_training(report: TrainReport, as_json: bool) -> None:
 
 
 def show_export(report: ExportReport, as_json: bool) -> None:
-    """Each precision's size and parity."""
+    """Each precision's size and parity, pair by pair, and what went back to float."""
     if as_json:
         _print_json(
             {
@@ -141,16 +142,19 @@ def show_export(report: ExportReport, as_json: bool) -> None:
                 "model_id": report.manifest.model_id,
                 "bytes": report.sizes,
                 "parity": {name: one.to_json() for name, one in report.parity.items()},
+                "fallback": {name: one.to_json() for name, one in report.fallbacks.items()},
             }
         )
         return
-    labelled = any(one.recall for one in report.parity.values())
-    last = "recall@5 (PyTorch)" if labelled else "agreement"
+    from puma_edge.retrieval import mean_recall
+
+    labelled = any(mean_recall(one.pairs) for one in report.parity.values())
+    last = "recall@5 (PyTorch)" if labelled else "least overlap"
     table = _table("precision", "MB", "worst cosine", "mean cosine", "any batch", last, "gate")
     for name, one in report.parity.items():
-        score = f"{one.agreement:.3f}" if one.agreement is not None else "-"
-        if one.recall:
-            score = f"{_mean(one.recall):.4f} ({_mean(one.reference_recall):.4f})"
+        score = "-" if one.overlap is None else f"{one.overlap:.3f}"
+        if recall := mean_recall(one.pairs):
+            score = f"{recall[0]:.4f} ({recall[1]:.4f})"
         table.add_row(
             name,
             f"{report.sizes[name] / 1e6:.1f}",
@@ -158,10 +162,37 @@ def show_export(report: ExportReport, as_json: bool) -> None:
             f"{one.mean_cosine:.6f}",
             f"{one.batch_cosine:.6f}",
             score,
-            "passed" if one.passed else "; ".join(one.failures),
+            "passed" if one.passed else f"failed ({len(one.failures)})",
         )
     _print(table)
-    print(f"bundle: {report.bundle}, model {report.manifest.model_id}")
+    for name, one in report.parity.items():
+        if name != "fp32":
+            _show_pairs(name, one.pairs)
+    for name, fallback in report.fallbacks.items():
+        print(f"{name}: {fallback.describe()}")
+    for name, one in report.parity.items():
+        for why in one.failures:
+            print(f"{name} failed: {why}")
+
+
+def _show_pairs(name: str, pairs: Sequence[PairParity]) -> None:
+    columns = ("mean cosine", "worst cosine", "top-10 overlap", "recall (PyTorch)", "difference")
+    table = _table(name, "queries", "candidates", *columns)
+    for one in pairs:
+        recall = ("-", "-")
+        if one.recall is not None and one.reference_recall is not None:
+            difference = f"{-one.recall_lost:+.3f}"
+            recall = (f"{one.recall:.3f} @{one.k} ({one.reference_recall:.3f})", difference)
+        table.add_row(
+            one.pair,
+            str(one.queries),
+            str(one.candidates),
+            f"{one.mean_cosine:.6f}",
+            f"{one.worst_cosine:.6f}",
+            f"{one.overlap:.3f}",
+            *recall,
+        )
+    _print(table)
 
 
 def show_embedding(report: Report, out: Path, as_json: bool) -> None:
@@ -288,9 +319,11 @@ def show_check(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
         _print_json(rows)
         return
-    table = _table("precision", "engine", "worst cosine", "mean cosine", "any batch", "result")
+    names = ("worst_cosine", "mean_cosine", "batch_cosine", "overlap")
+    columns = ("worst cosine", "mean cosine", "any batch", "least overlap")
+    table = _table("precision", "engine", *columns, "result")
     for row in rows:
-        numbers = [f"{row[name]:.6f}" for name in ("worst_cosine", "mean_cosine", "batch_cosine")]
+        numbers = ["-" if row.get(name) is None else f"{row[name]:.6f}" for name in names]
         result = "passed" if row["passed"] else "; ".join(row["failures"])
         table.add_row(row["precision"], row["engine"], *numbers, result)
     _print(table)

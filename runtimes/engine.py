@@ -25,6 +25,7 @@ class PrecisionChoice(str, Enum):
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
+    INT8_TRT = "int8-trt"
 
 
 @dataclass(frozen=True)

@@ -77,14 +77,14 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sample_bundle(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
-    """The sample base cut to two layers, exported in fp32, fp16 and int8 by the command itself."""
+    """The sample base cut to two layers, exported in every precision by the command itself."""
     from tests.commands import puma
 
     folder = tmp_path_factory.mktemp("exported")
     base = Path(__file__).parents[1] / "puma_edge" / "sample" / "base"
     done = puma(
         *("export", str(base), "--keep-layers", "2", "--data", str(small_data)),
-        *("--fp16", "--int8", "--gate", "report"),
+        *("--fp16", "--int8", "--int8-trt", "--gate", "report"),
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr

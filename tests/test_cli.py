@@ -168,7 +168,7 @@ def test_info_check_eval_and_doctor(work: Path, small_data: Path) -> None:
     index = json.loads(puma("info", "index.npy", "--json", cwd=work).stdout)
     assert index["model_id"] == about["model"]
     checked = json.loads(puma("check", "bundle", "--json", cwd=work).stdout)
-    assert [row["precision"] for row in checked] == ["fp32", "fp16", "int8"]
+    assert [row["precision"] for row in checked] == ["fp32", "fp16", "int8", "int8-trt"]
     assert checked[0]["passed"]
     assert checked[0]["max_difference"] < 1e-4
     precisions = ("bundle@fp32", "bundle@int8")

@@ -11,13 +11,9 @@ import onnx
 import pytest
 from transformers import Qwen2VLModel
 
+from puma_edge.calibration.calibrate import QuantSettings, RowScales, smoothing
 from puma_edge.calibration.qdq import Activation
-from puma_edge.calibration.quantize import (
-    QuantSettings,
-    RowScales,
-    quantize_bundle_graphs,
-    smoothing,
-)
+from puma_edge.calibration.quantize import quantize_bundle_graphs
 from puma_edge.calibration.readers import text_readings, vision_readings
 from puma_edge.errors import PumaError
 from puma_edge.inputs import Batch, Encoded, Float32, collate

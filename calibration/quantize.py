@@ -23,8 +23,9 @@ from puma_edge.calibration.linears import (
 from puma_edge.calibration.onnx_files import load_model, remove_unused_weights, save_model
 from puma_edge.calibration.qdq import Activation, Rewriter
 from puma_edge.calibration.ranges import ChannelRange, observe
-from puma_edge.calibration.readers import Feeds, text_readings, vision_readings
+from puma_edge.calibration.readers import text_readings, vision_readings
 from puma_edge.errors import PumaError
+from puma_edge.feeds import Feeds
 from puma_edge.inputs import Batch
 
 Float32 = NDArray[np.float32]

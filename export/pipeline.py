@@ -16,6 +16,7 @@ from puma_edge.config import SHAPE_PREFIX, ExportConfig, Gate
 from puma_edge.data import Dataset
 from puma_edge.errors import PumaError
 from puma_edge.evaluate import evaluate
+from puma_edge.export.graph_inputs import graph_inputs
 from puma_edge.export.graphs import check_model, export_graphs
 from puma_edge.export.material import COMPARED, Material, from_dataset, from_folder
 from puma_edge.export.parity import Parity, agreement, batch_cosine, compare, judge
@@ -114,6 +115,7 @@ def export(
         manifest = replace(
             manifest,
             graphs={one.value: graph_files(one) for one in precisions(config)},
+            inputs=graph_inputs(work, checkpoint.tower),
             parity={name: one.to_json() for name, one in parity.items()},
             calibration=calibration,
             gate="reported" if failures else "passed",
@@ -155,6 +157,9 @@ def describe(checkpoint: Checkpoint, source: str) -> Manifest:
         limits=card.limits,
         prompt=card.prompt,
         positions=card.positions,
+        pooling=card.pooling,
+        norm=card.norm,
+        tower=checkpoint.tower,
         instructions=card.instructions,
         versions={name: metadata.version(name) for name in PACKAGES},
     )

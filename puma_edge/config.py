@@ -66,6 +66,7 @@ class TrainConfig:
         out: run folder; empty for `runs/<date>`.
         keep_layers: decoder layers that stay; 0 for half of them.
         with_last: keep the first k-1 and the last instead of the first k.
+        layers: the layers that stay, by their numbers from 0, in the place of the two before.
         stage1: layer-pruned self-distillation, on text-text pairs.
         stage2: MAC-Loss, on all tasks.
         device_batch: pairs a device holds at once, 0 for its whole share; gradient caching makes
@@ -85,6 +86,7 @@ class TrainConfig:
     out: str = ""
     keep_layers: int = 0
     with_last: bool = False
+    layers: tuple[int, ...] = ()
     stage1: StageConfig = field(
         default_factory=lambda: StageConfig(batch=288, lr=2e-4, first_layer_lr=1e-4)
     )
@@ -110,6 +112,8 @@ class ExportConfig:
         data: held-out queries for the parity check: a folder in M-BEIR's format, or "sample";
             empty for what the run was trained on.
         keep_layers: decoder layers that stay of a model that is not cut yet; 0 for all.
+        with_last: keep the first k-1 and the last instead of the first k.
+        layers: the layers that stay, by their numbers from 0, in the place of the two before.
         fp16: write FP16 graphs too.
         int8: write INT8 graphs too.
         trt: build TensorRT engines too, where TensorRT is installed.
@@ -124,6 +128,8 @@ class ExportConfig:
     out: str = "bundle"
     data: str = ""
     keep_layers: int = 0
+    with_last: bool = False
+    layers: tuple[int, ...] = ()
     fp16: bool = False
     int8: bool = False
     trt: bool = False

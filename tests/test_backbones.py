@@ -325,6 +325,26 @@ def test_positions_norm_and_tower_are_part_of_the_identity(
         assert model_id(whole) not in found
 
 
+@FAMILIES
+def test_adapters_train_on_remembered_image_tokens(family: Family, tokenizer: Tokenizer) -> None:
+    from puma_edge.config import StageConfig
+    from puma_edge.frozen_vision import FrozenVision
+    from puma_edge.stages import add_lora
+
+    checkpoint = checkpoint_of(family, tokenizer)
+    batch, vision = mixed_batch(checkpoint.spec), FrozenVision()
+    with torch.no_grad():
+        expected = ret_states(checkpoint.model, batch)
+    peft = add_lora(checkpoint, StageConfig(batch=2, lora_r=4, lora_alpha=8), seed=0).eval()
+    for _ in range(2):
+        states = ret_states(peft, batch, vision(peft, batch))
+        assert torch.allclose(states, expected, atol=1e-4)
+    torch.autograd.backward(states.pow(2).sum())
+    trained = [values for values in peft.parameters() if values.requires_grad]
+    # Of LoRA's two matrices the second starts at zero: only it has a gradient at first.
+    assert sum(bool(values.grad.abs().max() > 0) for values in trained) == LAYERS * 7
+
+
 # --- shapes -------------------------------------------------------------------------------------
 
 

@@ -16,9 +16,10 @@ from puma_edge.calibration.linears import Group, find_groups, norm_of, norm_widt
 from puma_edge.calibration.onnx_files import load_model
 from puma_edge.calibration.qdq import Activation, Form
 from puma_edge.calibration.ranges import ChannelRange, count, observe
-from puma_edge.calibration.readers import Feeds, text_readings, vision_readings
+from puma_edge.calibration.readers import text_readings, vision_readings
 from puma_edge.config import Ranges
 from puma_edge.errors import PumaError
+from puma_edge.feeds import Feeds
 from puma_edge.inputs import Batch
 
 Float32 = NDArray[np.float32]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from puma_edge.calibration.clipping import BINS, Histogram
 from puma_edge.calibration.linears import Group
 from puma_edge.calibration.onnx_files import add_node, add_weight, load_model, shape_of
-from puma_edge.calibration.readers import Feeds
 from puma_edge.errors import PumaError, require
+from puma_edge.feeds import Feeds
 
 Float32 = NDArray[np.float32]
 Done = Callable[[], None]

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from puma_edge.inputs import Batch
-
-Float32 = NDArray[np.float32]
-Feeds = dict[str, NDArray[Any]]
+from puma_edge.feeds import Feeds, vision_feeds
+from puma_edge.inputs import Batch, Float32
 
 
 def vision_readings(batches: Sequence[Batch]) -> Iterator[Feeds]:
@@ -20,13 +16,8 @@ def vision_readings(batches: Sequence[Batch]) -> Iterator[Feeds]:
     Padding is left out because its activations, which no result depends on, would widen the ranges.
     """
     for batch in batches:
-        for number, patches in enumerate(batch.n_patches):
-            row = slice(number, number + 1)
-            yield {
-                "patches": np.ascontiguousarray(batch.patches[row, :patches]),
-                "patch_positions": np.ascontiguousarray(batch.patch_positions[row, :patches]),
-                "n_patches": batch.n_patches[row],
-            }
+        for number in range(len(batch.n_patches)):
+            yield vision_feeds(batch.image(number))
 
 
 def text_readings(

@@ -10,9 +10,11 @@ from puma_edge.config import SAMPLE, SHAPE_PREFIX, ExportConfig
 from puma_edge.data import Dataset
 from puma_edge.errors import UsageError
 from puma_edge.export.pipeline import ExportReport, Step, export
-from puma_edge.model import Checkpoint, choose_layers, load, prune
+from puma_edge.layer_choice import choose_layers
+from puma_edge.model import load, prune
 from puma_edge.run_folder import METRICS, SETTINGS, newest_run
-from puma_edge.shapes import build_shape
+from puma_edge.shapes import build_shape, find_shape, shape_tower
+from puma_edge.tower import Tower
 from puma_edge.train import open_data
 
 MERGED = "merged"
@@ -29,9 +31,13 @@ def run_export(config: ExportConfig, step: Step) -> ExportReport:
     config = replace(config, model=model)
     step(f"loading {model}")
     if model.startswith(SHAPE_PREFIX):
-        checkpoint = build_shape(model, config.keep_layers, config.seed)
+        layers = _kept(config, find_shape(model).layers, shape_tower(model))
+        checkpoint = build_shape(model, seed=config.seed, layers=layers)
     else:
-        checkpoint = _cut(load(model), config.keep_layers)
+        checkpoint = load(model)
+        layers = _kept(config, len(checkpoint.card.kept_layers), checkpoint.tower)
+        if len(layers) < len(checkpoint.card.kept_layers):
+            checkpoint = prune(checkpoint, layers)
     if config.max_pixels:
         limits = replace(checkpoint.card.limits, max_pixels=config.max_pixels)
         checkpoint = replace(checkpoint, card=replace(checkpoint.card, limits=limits))
@@ -51,11 +57,15 @@ def _find(name: str) -> tuple[str, Path | None]:
     return str(run / MERGED), run
 
 
-def _cut(checkpoint: Checkpoint, keep: int) -> Checkpoint:
-    total = len(checkpoint.card.kept_layers)
-    if not keep or keep == total:
-        return checkpoint
-    return prune(checkpoint, choose_layers(total, keep))
+def _kept(config: ExportConfig, total: int, tower: Tower) -> tuple[int, ...]:
+    """Which layers of a model of `total` stay; all, if nothing else was asked for."""
+    return choose_layers(
+        total,
+        config.keep_layers or (0 if config.layers else total),
+        with_last=config.with_last,
+        layers=config.layers,
+        features=tower.features,
+    )
 
 
 def _data(config: ExportConfig, run: Path | None) -> Dataset | None:

@@ -1,11 +1,11 @@
-"""The layers of Qwen2-VL, spelt for the exporter: primitive operations over shared weights."""
+"""Layers spelt for the exporter: primitive operations over weights shared with the model."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from puma_edge.images import IMAGE_MEAN, IMAGE_STD
+from puma_edge.tower import Tower
 
 # Added to the scores of masked keys: far below any score, and finite in half precision.
 MASKED = -30000.0
@@ -39,14 +39,18 @@ class PatchLinear(nn.Module):
     both time slices of a still image are the same.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        """Fold a patch embedding's weight [d, 3, 2, p, p]."""
+    def __init__(self, projection: nn.Module, tower: Tower) -> None:
+        """Fold a patch embedding's convolution, its weight [d, 3, 2, p, p]."""
         super().__init__()
+        weight, own = projection.weight, projection.bias
+        assert isinstance(weight, Tensor)
         slices = floats(weight).double().sum(2).flatten(2)  # [d, 3, p * p]
-        mean = torch.tensor(IMAGE_MEAN, dtype=torch.float64).reshape(1, 3, 1)
-        std = torch.tensor(IMAGE_STD, dtype=torch.float64).reshape(1, 3, 1)
+        mean = torch.tensor(tower.mean, dtype=torch.float64).reshape(1, 3, 1)
+        std = torch.tensor(tower.std, dtype=torch.float64).reshape(1, 3, 1)
         folded = (slices / (255 * PIXEL_STEP * std)).flatten(1).t().contiguous()
         bias = (slices * (PIXEL_ZERO / 255 - mean) / std).sum((1, 2))
+        if isinstance(own, Tensor):
+            bias = bias + floats(own).double()
         self.weight = nn.Parameter(folded.float(), requires_grad=False)
         self.bias = nn.Parameter(bias.float(), requires_grad=False)
 
@@ -55,7 +59,8 @@ class PatchLinear(nn.Module):
         return torch.matmul(pixels, self.weight) + self.bias
 
 
-def layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+def layer_norm(norm: nn.Module) -> nn.LayerNorm:
+    assert isinstance(norm, nn.LayerNorm)
     own = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
     own.weight = nn.Parameter(floats(norm.weight), requires_grad=False)
     own.bias = nn.Parameter(floats(norm.bias), requires_grad=False)
@@ -75,13 +80,13 @@ class RMSNorm(nn.Module):
         return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon) * self.weight
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of [..., d] by cos and sin [..., d / 2], the halves forming the pairs."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Attention of [b, heads, q, d] over [b, groups, s, d] -> [b, q, heads * d].
 
     The heads of a group are laid in one row of queries, so that keys and values are never
@@ -98,27 +103,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     return mixed.transpose(1, 2).reshape(batch, length, heads * size)
 
 
-class VisionBlock(nn.Module):
-    def __init__(self, block: nn.Module, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = layer_norm(block.get_submodule("norm1"))  # type: ignore[arg-type]
-        self.norm2 = layer_norm(block.get_submodule("norm2"))  # type: ignore[arg-type]
-        self.qkv = linear(block, "attn.qkv")
-        self.proj = linear(block, "attn.proj")
-        self.fc1 = linear(block, "mlp.fc1")
-        self.fc2 = linear(block, "mlp.fc2")
-        self.act = block.get_submodule("mlp.act")
-
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm1(hidden)).unflatten(2, (3, self.heads, -1))
-        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
-        mixed = _attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, mask)
-        hidden = hidden + self.proj(mixed)
-        result: Tensor = hidden + self.fc2(self.act(self.fc1(self.norm2(hidden))))
-        return result
-
-
 def linear(module: nn.Module, name: str) -> Linear:
     linear = module.get_submodule(name)
     assert isinstance(linear, nn.Linear)
@@ -132,6 +116,11 @@ class TextLayer(nn.Module):
         self.norm1 = RMSNorm(layer.get_submodule("input_layernorm"))
         self.norm2 = RMSNorm(layer.get_submodule("post_attention_layernorm"))
         self.q, self.k, self.v, self.o = (linear(layer, f"self_attn.{n}_proj") for n in "qkvo")
+        # Qwen3-VL norms each head's queries and keys.
+        attention = layer.get_submodule("self_attn")
+        has_norms = hasattr(attention, "q_norm")
+        self.q_norm = RMSNorm(attention.get_submodule("q_norm")) if has_norms else nn.Identity()
+        self.k_norm = RMSNorm(attention.get_submodule("k_norm")) if has_norms else nn.Identity()
         self.gate, self.up, self.down = (
             linear(layer, f"mlp.{name}_proj") for name in ("gate", "up", "down")
         )
@@ -142,13 +131,13 @@ class TextLayer(nn.Module):
     ) -> Tensor:
         """One layer over [b, s, d]; with `rows`, only those of the flattened tokens: [b, 1, d]."""
         normed = self.norm1(hidden)
-        key = _rotate(self._split(self.k(normed), self.groups), cos, sin)
+        key = rotate(self.k_norm(self._split(self.k(normed), self.groups)), cos, sin)
         value = self._split(self.v(normed), self.groups)
         if rows is not None:
             hidden, normed = pick(hidden, rows), pick(normed, rows)
             cos, sin = (pick(part.squeeze(1), rows).unsqueeze(1) for part in (cos, sin))
-        query = _rotate(self._split(self.q(normed), self.heads), cos, sin)
-        hidden = hidden + self.o(_attend(query, key, value, mask))
+        query = rotate(self.q_norm(self._split(self.q(normed), self.heads)), cos, sin)
+        hidden = hidden + self.o(attend(query, key, value, mask))
         normed = self.norm2(hidden)
         result: Tensor = hidden + self.down(self.act(self.gate(normed)) * self.up(normed))
         return result

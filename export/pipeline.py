@@ -14,6 +14,7 @@ from puma_edge.config import SHAPE_PREFIX, ExportConfig, Gate
 from puma_edge.data import Dataset
 from puma_edge.errors import PumaError
 from puma_edge.export.fallback import Fallback
+from puma_edge.export.graph_inputs import graph_inputs
 from puma_edge.export.graphs import check_model, export_graphs
 from puma_edge.export.held_out import Limits, embed
 from puma_edge.export.material import PROBE, Material, from_dataset, from_folder
@@ -110,6 +111,7 @@ def export(
         manifest = replace(
             manifest,
             graphs={one.value: graph_files(one) for one in chosen(config)},
+            inputs=graph_inputs(work, checkpoint.tower),
             parity={name: one.to_json() for name, one in parity.items()},
             calibration=precisions.calibration_report(),
             gate="reported" if failures else "passed",
@@ -141,6 +143,9 @@ def describe(checkpoint: Checkpoint, source: str) -> Manifest:
         limits=card.limits,
         prompt=card.prompt,
         positions=card.positions,
+        pooling=card.pooling,
+        norm=card.norm,
+        tower=checkpoint.tower,
         instructions=card.instructions,
         versions={name: metadata.version(name) for name in PACKAGES},
     )

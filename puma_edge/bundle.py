@@ -18,9 +18,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from puma_edge.errors import PumaError
+from puma_edge.feeds import makers
 from puma_edge.images import PixelLimits
-from puma_edge.inputs import InputSpec, Positions
+from puma_edge.inputs import InputSpec, Norm, Pooling, Positions
 from puma_edge.prompts import PromptFormat, PromptTokenizer, golden
+from puma_edge.tower import PLAIN, Tower
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -49,8 +51,9 @@ class Manifest:
         kept_layers: indices of the decoder layers that were kept.
         total_layers: decoder layers of the base.
         dimension: length of an embedding.
-        pooling: whose hidden state is taken: "ret", the `[RET]` token's.
-        norm: "final": the state after the decoder's final norm, before L2 normalisation.
+        pooling: whose hidden state is taken.
+        norm: at which point of the decoder it is taken.
+        tower: how the vision tower differs from the plain one: what its graph is fed besides.
         matryoshka: lengths to which training has made it fit to be cut.
         positions: how tokens are numbered.
         limits: pixel limits.
@@ -58,7 +61,8 @@ class Manifest:
         golden: rendered prompts, compared when the bundle is opened.
         instructions: the generic instruction `search` uses for each query modality.
         graphs: precision -> "vision" or "text" -> file name.
-        inputs: graph -> input name -> [dtype, shape].
+        inputs: graph -> input -> its "dtype", "shape" (free axes by name) and "feed", the function
+            of `puma_edge.feeds` that makes it; empty in bundles of the first version.
         files: file name -> SHA-256.
         parity: precision -> report of the comparison with PyTorch.
         calibration: what the INT8 ranges were taken from.
@@ -76,8 +80,9 @@ class Manifest:
     prompt: PromptFormat
     matryoshka: tuple[int, ...] = ()
     positions: Positions = Positions.MROPE
-    pooling: str = "ret"
-    norm: str = "final"
+    pooling: Pooling = Pooling.RET
+    norm: Norm = Norm.FINAL
+    tower: Tower = PLAIN
     golden: Mapping[str, str] = field(default_factory=dict)
     instructions: Mapping[str, str] = field(default_factory=dict)
     graphs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -118,6 +123,10 @@ class Manifest:
             values["limits"] = PixelLimits(**values["limits"])
             values["prompt"] = PromptFormat(**values["prompt"])
             values["positions"] = Positions(values["positions"])
+            values["pooling"] = Pooling(values["pooling"])
+            values["norm"] = Norm(values["norm"])
+            if "tower" in values:
+                values["tower"] = Tower.from_dict(values["tower"])
             return cls(**values)
         except (TypeError, KeyError, ValueError) as error:
             raise PumaError(
@@ -159,6 +168,7 @@ class Bundle:
                 f"{folder} was made with other prompt templates than this puma-edge renders; "
                 "export the bundle again"
             )
+        _check_inputs(folder, manifest)
         return cls(folder, manifest)
 
     def file(self, name: str) -> Path:
@@ -202,7 +212,19 @@ class Bundle:
         """How items become arrays for this bundle's graphs."""
         tokenizer = Tokenizer.from_file(str(self.file(TOKENIZER)))
         prompts = PromptTokenizer(tokenizer, self.manifest.prompt)
-        return InputSpec(prompts, self.manifest.limits, self.manifest.positions)
+        manifest = self.manifest
+        return InputSpec(prompts, manifest.limits, manifest.positions, manifest.tower)
+
+
+def _check_inputs(folder: Path, manifest: Manifest) -> None:
+    """Refuse graphs with inputs that nothing here makes, before an engine does so obscurely."""
+    made = makers(manifest.tower)
+    for part, inputs in manifest.inputs.items():
+        if unknown := sorted(set(inputs) - set(made.get(part, ()))):
+            raise PumaError(
+                f"{folder}: its {part} graph takes {', '.join(unknown)}, which this puma-edge "
+                "cannot make; install the puma-edge that wrote it, or export the bundle again"
+            )
 
 
 def sha256(path: Path) -> str:

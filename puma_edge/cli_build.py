@@ -9,21 +9,21 @@ from typing import Annotated
 import typer
 
 from puma_edge import report
-from puma_edge.cli_options import PARTIAL, Json, Keep, Seed, Settings, Threads
+from puma_edge.cli_options import PARTIAL, Json, Keep, Layers, Seed, Settings, Threads, WithLast
 from puma_edge.config import SAMPLE, ExportConfig, Gate, Ranges, TrainConfig, read_config
 from puma_edge.errors import MissingExtraError, UsageError, require
+from puma_edge.layer_choice import parse_layers
 from puma_edge.metrics import Pool
 from puma_edge.ranks import rank
 
 
 def train(
-    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen-VL.")] = None,
     data: Annotated[str | None, typer.Option(help="Folder in M-BEIR's format.")] = None,
     out: Annotated[str | None, typer.Option(help="Run folder; runs/<date> by default.")] = None,
     keep_layers: Keep = None,
-    with_last: Annotated[
-        bool | None, typer.Option("--with-last/--first", help="First k-1 layers and the last.")
-    ] = None,
+    with_last: WithLast = None,
+    layers: Layers = None,
     seed: Seed = None,
     threads: Threads = None,
     config: Settings = None,
@@ -52,6 +52,7 @@ def train(
         out=out,
         keep_layers=keep_layers,
         with_last=with_last,
+        layers=parse_layers(layers),
         seed=seed,
         threads=threads,
     )
@@ -90,6 +91,8 @@ def export(
     out: Annotated[str | None, typer.Option(help="The bundle's folder.")] = None,
     data: Annotated[str | None, typer.Option(help="Held-out queries, M-BEIR's format.")] = None,
     keep_layers: Keep = None,
+    with_last: WithLast = None,
+    layers: Layers = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Largest area of an image, in pixels.")
     ] = None,
@@ -134,6 +137,8 @@ def export(
         data=data,
         keep_layers=keep_layers,
         max_pixels=max_pixels,
+        with_last=with_last,
+        layers=parse_layers(layers),
         fp16=fp16,
         int8=int8,
         int8_trt=int8_trt,

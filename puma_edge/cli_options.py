@@ -18,6 +18,12 @@ Settings = Annotated[
     Path | None, typer.Option("--config", help="Settings; ./puma-edge.toml if it is there.")
 ]
 Keep = Annotated[int | None, typer.Option("--keep-layers", help="Decoder layers that stay.")]
+WithLast = Annotated[
+    bool | None, typer.Option("--with-last/--first", help="First k-1 layers and the last.")
+]
+Layers = Annotated[
+    str | None, typer.Option("--layers", help="The layers that stay, by number: 0,1,2,7.")
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of all that is drawn.")]
 RuntimeOption = Annotated[Runtime, typer.Option(help="Engine.")]
 PrecisionOption = Annotated[PrecisionChoice, typer.Option(help="Arithmetic; auto: INT8 if there.")]

@@ -78,6 +78,7 @@ class TrainConfig:
         out: run folder; empty for `runs/<date>`.
         keep_layers: decoder layers that stay; 0 for half of them.
         with_last: keep the first k-1 and the last instead of the first k.
+        layers: the layers that stay, by their numbers from 0, in the place of the two before.
         stage1: layer-pruned self-distillation, on text-text pairs.
         stage2: MAC-Loss, on all tasks.
         device_batch: pairs a device holds at once, 0 for its whole share; gradient caching makes
@@ -97,6 +98,7 @@ class TrainConfig:
     out: str = ""
     keep_layers: int = 0
     with_last: bool = False
+    layers: tuple[int, ...] = ()
     stage1: StageConfig = field(
         default_factory=lambda: StageConfig(batch=288, lr=2e-4, first_layer_lr=1e-4)
     )
@@ -158,6 +160,8 @@ class ExportConfig:
         data: held-out queries for the parity check: a folder in M-BEIR's format, or "sample";
             empty for what the run was trained on.
         keep_layers: decoder layers that stay of a model that is not cut yet; 0 for all.
+        with_last: keep the first k-1 and the last instead of the first k.
+        layers: the layers that stay, by their numbers from 0, in the place of the two before.
         max_pixels: largest area of an image after resizing, in pixels; 0 for the model's own.
         fp16: write FP16 graphs too.
         int8: write INT8 graphs too.
@@ -182,6 +186,8 @@ class ExportConfig:
     out: str = "bundle"
     data: str = ""
     keep_layers: int = 0
+    with_last: bool = False
+    layers: tuple[int, ...] = ()
     max_pixels: int = 0
     fp16: bool = False
     int8: bool = False

@@ -228,7 +228,11 @@ def patchify(rgb: UInt8, limits: PixelLimits, resizer: Resizer = Resizer.PILLOW)
     return Patches(np.ascontiguousarray(pixels), rows, columns)
 
 
-def normalize(pixels: UInt8) -> NDArray[np.float32]:
+def normalize(
+    pixels: UInt8,
+    mean: tuple[float, ...] = IMAGE_MEAN,
+    std: tuple[float, ...] = IMAGE_STD,
+) -> NDArray[np.float32]:
     """uint8 patches [n, 3*p*p] -> the float pixel values [n, 3*2*p*p] of the PyTorch model.
 
     The time axis of Qwen2-VL holds a still image twice. The exported graphs take the uint8 patches
@@ -236,15 +240,15 @@ def normalize(pixels: UInt8) -> NDArray[np.float32]:
     """
     planes = pixels.reshape(len(pixels), 3, 1, -1)
     values = np.empty((len(pixels), 3, 2, planes.shape[-1]), np.float32)
-    for channel, table in enumerate(_normalized_values()):
+    for channel, table in enumerate(_normalized_values(mean, std)):
         values[:, channel] = table[planes[:, channel]]
     return values.reshape(len(pixels), -1)
 
 
-def _normalized_values() -> NDArray[np.float32]:
+def _normalized_values(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
     """[3, 256]: what each byte becomes, in the reference's order of roundings (so: bit for bit)."""
     scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
-    mean = np.asarray(IMAGE_MEAN, np.float32)[:, None]
-    std = np.asarray(IMAGE_STD, np.float32)[:, None]
-    values: NDArray[np.float32] = (scaled - mean) / std
+    centre = np.asarray(mean, np.float32)[:, None]
+    spread = np.asarray(std, np.float32)[:, None]
+    values: NDArray[np.float32] = (scaled - centre) / spread
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from puma_edge.errors import InputError
 from puma_edge.images import Patches, PixelLimits, UInt8, patchify
 from puma_edge.prompts import Modality, PromptTokenizer
+from puma_edge.tower import PLAIN, Tower
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -20,8 +21,20 @@ Float32 = NDArray[np.float32]
 class Positions(str, Enum):
     """How tokens are numbered: part of a model's identity, because the embeddings differ."""
 
-    MROPE = "mrope"  # time, height and width, as Qwen2-VL was trained
+    MROPE = "mrope"  # time, height and width, as Qwen-VL models were trained
     PLAIN = "1d"  # PUMA's released checkpoints
+
+
+class Pooling(str, Enum):
+    """Whose hidden state an embedding is made of: part of a model's identity."""
+
+    RET = "ret"  # the `[RET]` token's
+
+
+class Norm(str, Enum):
+    """At which point of the decoder that state is taken: part of a model's identity."""
+
+    FINAL = "final"  # after the final norm, before L2 normalisation
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class Batch:
         patch_positions: int64 [I, P, 2]: row and column.
         n_patches: int64 [I]: how many of the P are real.
         image_sizes: (rows, columns) of patches for each image.
+        tower: decides what else the vision graph is fed; see `puma_edge.feeds`.
 
     """
 
@@ -95,10 +109,22 @@ class Batch:
     patch_positions: Int64
     n_patches: Int64
     image_sizes: tuple[tuple[int, int], ...]
+    tower: Tower = PLAIN
 
     def __len__(self) -> int:
         """Items in the batch."""
         return len(self.input_ids)
+
+    def image(self, number: int) -> Batch:
+        """The same batch with one image alone, its padding cut off."""
+        row, count = slice(number, number + 1), int(self.n_patches[number])
+        return replace(
+            self,
+            patches=np.ascontiguousarray(self.patches[row, :count]),
+            patch_positions=np.ascontiguousarray(self.patch_positions[row, :count]),
+            n_patches=self.n_patches[row],
+            image_sizes=self.image_sizes[row],
+        )
 
     def real_patches(self) -> UInt8:
         """Join the patches of all images, padding left out: [patches, 588]."""
@@ -113,6 +139,7 @@ class InputSpec:
     tokenizer: PromptTokenizer
     limits: PixelLimits
     positions: Positions
+    tower: Tower = PLAIN
 
     def encode(self, item: Item) -> Encoded:
         """Tokens, positions and patches of one item.
@@ -143,13 +170,13 @@ class InputSpec:
 
     def collate(self, items: Sequence[Encoded]) -> Batch:
         """Pad items to one batch."""
-        return collate(items, self.tokenizer.pad_id, self.limits)
+        return collate(items, self.tokenizer.pad_id, self.limits, self.tower)
 
 
 def rope_positions(
     is_image: NDArray[np.bool_], sizes: Sequence[tuple[int, int]], merge_size: int
 ) -> Int64:
-    """M-RoPE positions [3, sequence], equal to transformers' `Qwen2VLModel.get_rope_index`.
+    """M-RoPE positions [3, sequence], equal to `get_rope_index` of all three families.
 
     Text counts on by one in all three rows. The tokens of an image share one time, and take their
     row and column added to it; the text after it goes on from the larger of the two sides.
@@ -189,7 +216,9 @@ def _cuts(item: Encoded, merged: int) -> list[int]:
     return [int(count) for count in counts[:-1]]
 
 
-def collate(items: Sequence[Encoded], pad_id: int, limits: PixelLimits) -> Batch:
+def collate(
+    items: Sequence[Encoded], pad_id: int, limits: PixelLimits, tower: Tower = PLAIN
+) -> Batch:
     """Pad items to one batch; see `Batch` for the shapes."""
     size, longest = len(items), max(item.length for item in items)
     images = [image for item in items for image in item.images]
@@ -225,4 +254,5 @@ def collate(items: Sequence[Encoded], pad_id: int, limits: PixelLimits) -> Batch
         patch_positions=places,
         n_patches=np.asarray([len(image.pixels) for image in images], np.int64),
         image_sizes=tuple((image.rows, image.columns) for image in images),
+        tower=tower,
     )

@@ -13,12 +13,23 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from puma_edge.errors import PumaError, UsageError
-from puma_edge.images import PixelLimits, UInt8, normalize
-from puma_edge.inputs import Batch, InputSpec, Positions
+from puma_edge.backbones import (
+    Backbone,
+    Model,
+    backbone_of,
+    decoder_states,
+    family_of,
+    tower_of,
+)
+from puma_edge.backbones import vision_tokens as tower_tokens
+from puma_edge.errors import PumaError
+from puma_edge.images import PixelLimits, UInt8
+from puma_edge.inputs import Batch, InputSpec, Norm, Pooling, Positions
+from puma_edge.layer_choice import choose_layers as choose_layers
 from puma_edge.prompts import PAD, SPECIAL_TOKENS, PromptFormat, PromptTokenizer
+from puma_edge.tower import Tower
 
 GENERIC_INSTRUCTIONS = {
     "text": "Find an image or text that matches this text.",
@@ -36,6 +47,8 @@ class Card:
         kept_layers: indices of the kept decoder layers in the base.
         total_layers: decoder layers of the base.
         positions: how tokens are numbered.
+        pooling: whose hidden state is taken.
+        norm: at which point of the decoder it is taken.
         limits: pixel limits.
         prompt: the prompt format.
         instructions: the generic instruction for each query modality.
@@ -46,6 +59,8 @@ class Card:
     kept_layers: tuple[int, ...]
     total_layers: int
     positions: Positions = Positions.MROPE
+    pooling: Pooling = Pooling.RET
+    norm: Norm = Norm.FINAL
     limits: PixelLimits = field(default_factory=PixelLimits)
     prompt: PromptFormat = field(default_factory=PromptFormat)
     instructions: dict[str, str] = field(default_factory=lambda: dict(GENERIC_INSTRUCTIONS))
@@ -53,17 +68,29 @@ class Card:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Card:
-        """Read what `dataclasses.asdict` wrote."""
-        return cls(
-            **{
-                **values,
-                "kept_layers": tuple(values["kept_layers"]),
-                "matryoshka": tuple(values.get("matryoshka", ())),
-                "positions": Positions(values["positions"]),
-                "limits": PixelLimits(**values["limits"]),
-                "prompt": PromptFormat(**values["prompt"]),
-            }
-        )
+        """Read what `dataclasses.asdict` wrote.
+
+        Raises:
+            PumaError: it holds what this version does not know, an unknown norm for one.
+        """
+        try:
+            return cls(
+                **{
+                    **values,
+                    "kept_layers": tuple(values["kept_layers"]),
+                    "matryoshka": tuple(values.get("matryoshka", ())),
+                    "positions": Positions(values["positions"]),
+                    "pooling": Pooling(values.get("pooling", Pooling.RET)),
+                    "norm": Norm(values.get("norm", Norm.FINAL)),
+                    "limits": PixelLimits(**values["limits"]),
+                    "prompt": PromptFormat(**values["prompt"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PumaError(
+                f'the card under "puma" in config.json cannot be read ({error}); another version '
+                "of puma-edge wrote it, or it is damaged: train or merge again with this one"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -76,7 +103,7 @@ class Checkpoint:
         card: how inputs are made and which layers were kept.
     """
 
-    model: Qwen2VLModel
+    model: Model
     tokenizer: Tokenizer
     card: Card
 
@@ -84,7 +111,12 @@ class Checkpoint:
     def spec(self) -> InputSpec:
         """How items become arrays for this model."""
         prompts = PromptTokenizer(self.tokenizer, self.card.prompt)
-        return InputSpec(prompts, self.card.limits, self.card.positions)
+        return InputSpec(prompts, self.card.limits, self.card.positions, self.tower)
+
+    @property
+    def tower(self) -> Tower:
+        """How its vision tower differs from the plain one."""
+        return tower_of(self.model.config)
 
     @property
     def dimension(self) -> int:
@@ -97,7 +129,7 @@ def add_special_tokens(tokenizer: Tokenizer, vocabulary: int) -> Tokenizer:
     """The tokenizer with `[RET]` in a spare row of the token embedding.
 
     Raises:
-        PumaError: a token of Qwen2-VL is missing, or the embedding has no spare row.
+        PumaError: a token of the prompts is missing, or the embedding has no spare row.
     """
     missing = [token for token in SPECIAL_TOKENS[:-1] if tokenizer.token_to_id(token) is None]
     if missing:
@@ -113,7 +145,7 @@ def add_special_tokens(tokenizer: Tokenizer, vocabulary: int) -> Tokenizer:
 
 
 def load(name: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Load a folder or a hub model; a bare Qwen2-VL gets PUMA's default card.
+    """Load a folder or a hub model; one without a card gets PUMA's settings for its family.
 
     Raises:
         PumaError: there is no such model, or it is of a family that is not supported.
@@ -123,28 +155,37 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
     if folder.exists() and not (folder / "config.json").is_file():
         raise PumaError(f"{name} is no model folder (it has no config.json)")
     try:
-        config: Any = Qwen2VLConfig.from_pretrained(name)
-        if config.model_type != "qwen2_vl" or "qwen2_vl" not in _model_type(name, config):
-            raise PumaError(f"{name} is a {_model_type(name, config)}; expected a Qwen2-VL model")
-        model = Qwen2VLModel.from_pretrained(name, dtype=dtype)
+        config: Any = AutoConfig.from_pretrained(name)
+        backbone = backbone_of(family_of(config, name))
+        opened: Any = backbone.model.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, found = opened
         tokenizer = _load_tokenizer(name)
+        values = getattr(config, "puma", None)
+        card = Card.from_dict(values) if values else _new_card(name, config, backbone)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PumaError(
             f"no model at {name!r} ({reason}); give a folder, a hub id, or shape:qwen2-vl-2b"
         ) from None
-    layers = len(model.language_model.layers)
-    values = getattr(config, "puma", None)
-    card = Card.from_dict(values) if values else Card(name, tuple(range(layers)), layers)
+    if missing := sorted(found["missing_keys"]):
+        raise PumaError(
+            f"{name} lacks {len(missing)} of its weights ({missing[0]}, ...); expected a whole "
+            f"{config.model_type} model; copy it again"
+        )
     tokenizer = add_special_tokens(tokenizer, config.text_config.vocab_size)
     return Checkpoint(model, tokenizer, card)
 
 
-def _model_type(name: str, config: Any) -> str:
-    path = Path(name) / "config.json"
-    if path.is_file():
-        return str(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
-    return str(config.model_type)
+def _new_card(name: str, config: Any, backbone: Backbone) -> Card:
+    layers, vision = config.text_config.num_hidden_layers, config.vision_config
+    limits = backbone.limits
+    found = vision.patch_size, vision.spatial_merge_size
+    if found != (limits.patch_size, limits.merge_size):
+        raise PumaError(
+            f"{name} has patches of {found[0]} pixels, {found[1]} to an edge of a token; expected "
+            f"{limits.patch_size} and {limits.merge_size}, as all published models of its family"
+        )
+    return Card(name, tuple(range(layers)), layers, limits=limits, prompt=backbone.prompt)
 
 
 def _load_tokenizer(name: str) -> Tokenizer:
@@ -156,7 +197,7 @@ def save(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None)
     """Write a checkpoint that `load` and plain transformers open (safetensors)."""
     model = checkpoint.model
     model.config.puma = json.loads(json.dumps(asdict(checkpoint.card)))
-    model.config.architectures = ["Qwen2VLModel"]
+    model.config.architectures = [type(model).__name__]
     state = {
         name: tensor.detach().to(dtype or tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
@@ -167,32 +208,26 @@ def save(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None)
     ).save_pretrained(folder)
 
 
-def choose_layers(total: int, keep: int, *, with_last: bool = False) -> tuple[int, ...]:
-    """The first `keep` layers, or the first `keep - 1` and the last.
-
-    Raises:
-        UsageError: `keep` is not between 1 and `total`.
-    """
-    if not 1 <= keep <= total:
-        raise UsageError(f"--keep-layers {keep}: this model has {total} layers; give 1 to {total}")
-    return (*range(keep - 1), total - 1) if with_last else tuple(range(keep))
-
-
 def prune(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
     """Drop all decoder layers but `layers`, in place; the final norm stays.
 
     The result is exactly `norm(hidden_states[k])` of the full model for the first k layers.
+
+    Raises:
+        UsageError: layers the model does not have, or a choice without its DeepStack layers.
     """
-    language = checkpoint.model.language_model
+    language: Any = checkpoint.model.language_model
+    features = checkpoint.tower.features
+    choose_layers(len(language.layers), 0, layers=layers, features=features)
     kept = [language.layers[index] for index in layers]
     for place, layer in enumerate(kept):
         layer.self_attn.layer_idx = place
     language.layers = nn.ModuleList(kept)
     config: Any = checkpoint.model.config.text_config
-    config.layer_types = [config.layer_types[index] for index in layers]
-    config.num_hidden_layers = len(layers)
-    language.config.num_hidden_layers = len(layers)
-    language.config.layer_types = config.layer_types
+    for one in (config, language.config):
+        one.num_hidden_layers = len(layers)
+        if len(getattr(one, "layer_types", None) or ()) > len(layers):
+            one.layer_types = [one.layer_types[index] for index in layers]
     kept_layers = tuple(checkpoint.card.kept_layers[index] for index in layers)
     return Checkpoint(
         checkpoint.model, checkpoint.tokenizer, replace(checkpoint.card, kept_layers=kept_layers)
@@ -200,61 +235,39 @@ def prune(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
 
 
 def image_tokens(model: Any, batch: Batch) -> Tensor:
-    """The vision tower's output [image tokens, hidden] for a batch's images, in order."""
-    return _vision(model, batch.real_patches(), batch.image_sizes)
+    """The vision tower's output [image tokens, width] for a batch's images, in order."""
+    return tower_tokens(model, batch.real_patches(), batch.image_sizes)
 
 
 def vision_tokens(
     model: Any, images: Sequence[UInt8], sizes: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, ...]:
-    """The vision tower's output [tokens, hidden] for each image, given as patches [n, 588].
+    """The vision tower's output [tokens, width] for each image, given as patches [n, 3 * p * p].
 
     Args:
-        model: a `Qwen2VLModel`, or one that peft has wrapped.
+        model: a model of any family, or one that peft has wrapped.
         images: the patches of each image.
         sizes: (rows, columns) of patches of each.
     """
     merged = model.config.vision_config.spatial_merge_size**2
-    tokens = _vision(model, np.concatenate(images), sizes)
+    tokens = tower_tokens(model, np.concatenate(images), sizes)
     return torch.split(tokens, [len(image) // merged for image in images])
-
-
-def _vision(model: Any, patches: UInt8, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    device = next(model.parameters()).device
-    pixels = torch.from_numpy(normalize(patches)).to(device)
-    grids = torch.tensor([(1, *size) for size in sizes], device=device)
-    tokens = model.visual(pixels, grid_thw=grids).pooler_output
-    assert isinstance(tokens, Tensor)
-    return tokens
 
 
 def ret_states(model: Any, batch: Batch, vision: Tensor | None = None) -> Tensor:
     """The hidden state at `[RET]`, after the final norm and before L2 normalisation.
 
     Args:
-        model: a `Qwen2VLModel`, or one that peft has wrapped.
+        model: a model of any family, or one that peft has wrapped.
         batch: a collated batch of B items.
         vision: the images' tokens, if they are known already.
 
     Returns:
         [B, hidden].
     """
-    device = next(model.parameters()).device
-    ids = torch.from_numpy(batch.input_ids).to(device)
-    mask = torch.from_numpy(batch.attention_mask).to(device)
-    embeddings = model.get_input_embeddings()(ids)
-    if batch.image_sizes:
-        vision = image_tokens(model, batch) if vision is None else vision
-        place = ids == model.config.image_token_id
-        embeddings = embeddings.masked_scatter(
-            place.unsqueeze(-1).expand_as(embeddings), vision.to(embeddings.dtype)
-        )
-    states = model.language_model(
-        inputs_embeds=embeddings,
-        attention_mask=mask,
-        position_ids=torch.from_numpy(batch.position_ids).to(device),
-        use_cache=False,
-    ).last_hidden_state
-    last = mask.sum(dim=1) - 1
-    rows: Tensor = states[torch.arange(len(last), device=device), last]
+    if batch.image_sizes and vision is None:
+        vision = image_tokens(model, batch)
+    states = decoder_states(model, batch, vision if batch.image_sizes else None)
+    last = torch.from_numpy(batch.attention_mask.sum(axis=1) - 1).to(states.device)
+    rows: Tensor = states[torch.arange(len(last), device=states.device), last]
     return rows

@@ -19,8 +19,9 @@ from puma_edge.errors import PumaError, UsageError
 from puma_edge.evaluate import RECALL_AT, evaluate, mean
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.inputs import Float32
+from puma_edge.layer_choice import choose_layers
 from puma_edge.merge import merge
-from puma_edge.model import Checkpoint, choose_layers, load, prune
+from puma_edge.model import Checkpoint, load, prune
 from puma_edge.pairs import Pairs
 from puma_edge.progress import Progress
 from puma_edge.ranks import rank
@@ -66,8 +67,7 @@ def train(config: TrainConfig) -> TrainReport:
         torch.set_num_threads(config.threads)
     data = open_data(config.data)
     checkpoint = open_model(config.model)
-    total = len(checkpoint.card.kept_layers)
-    choose_layers(total, config.keep_layers or max(1, total // 2))
+    kept_layers(checkpoint, config)
     if not config.stage1.epochs and not config.stage2.epochs:
         raise UsageError("stage1 and stage2 both have epochs = 0: there is nothing to train")
     if wrong := [n for n in config.matryoshka if not 1 <= n < checkpoint.dimension]:
@@ -84,8 +84,8 @@ def train_from(checkpoint: Checkpoint, data: Dataset, config: TrainConfig, run: 
     """Both stages on a loaded model, in place, each step of the way kept in the run's folder."""
     nn.Module.to(checkpoint.model, "cuda" if torch.cuda.is_available() else "cpu")
     total = len(checkpoint.card.kept_layers)
-    keep = config.keep_layers or max(1, total // 2)
-    layers = choose_layers(total, keep, with_last=config.with_last)
+    layers = kept_layers(checkpoint, config)
+    keep = len(layers)
     checkpoint = replace(checkpoint, card=replace(checkpoint.card, matryoshka=config.matryoshka))
     vision = FrozenVision()
     judge = Judge(data, config, run, vision)
@@ -121,6 +121,22 @@ def _states(teacher: Checkpoint, data: Dataset, pairs: Pairs, folder: Path) -> F
         PartialState(cpu=not torch.cuda.is_available()).main_process_first(),
     ):
         return teacher_states(teacher, data, pairs.pairs, folder, progress.update)
+
+
+def kept_layers(checkpoint: Checkpoint, config: TrainConfig) -> tuple[int, ...]:
+    """Which of the model's layers stay.
+
+    Raises:
+        UsageError: see `choose_layers`.
+    """
+    total = len(checkpoint.card.kept_layers)
+    return choose_layers(
+        total,
+        config.keep_layers or (0 if config.layers else max(1, total // 2)),
+        with_last=config.with_last,
+        layers=config.layers,
+        features=checkpoint.tower.features,
+    )
 
 
 def _stage(

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from puma_edge.errors import PumaError, require
-from puma_edge.inputs import Batch
+from puma_edge.feeds import text_feeds, vision_feeds
+from puma_edge.inputs import Batch, Float32
 
-Float32 = NDArray[np.float32]
+__all__ = ["CPU", "OrtEncoder", "open_session", "text_feeds", "vision_feeds"]
 CPU = "CPUExecutionProvider"
 
 
@@ -50,6 +50,9 @@ class OrtEncoder:
         self._vision_file, self._providers, self._threads = vision, providers, threads
         self._text = open_session(text, providers, threads)
         self.dimension = int(self._text.get_outputs()[0].shape[-1])
+        # Wider than an embedding where image tokens carry features for further layers.
+        widths = {one.name: one.shape[-1] for one in self._text.get_inputs()}
+        self._token_width = int(widths["image_tokens"])
 
     @cached_property
     def _vision(self) -> Any:
@@ -64,29 +67,9 @@ class OrtEncoder:
         if len(batch.n_patches):
             tokens = self._vision.run(None, vision_feeds(batch))[0]
         else:
-            tokens = np.zeros((0, self.dimension), np.float32)
+            tokens = np.zeros((0, self._token_width), np.float32)
         result: Float32 = self._text.run(None, text_feeds(batch, tokens))[0]
         return result
-
-
-def vision_feeds(batch: Batch) -> dict[str, NDArray[Any]]:
-    """What the vision graph takes of a batch."""
-    return {
-        "patches": batch.patches,
-        "patch_positions": batch.patch_positions,
-        "n_patches": batch.n_patches,
-    }
-
-
-def text_feeds(batch: Batch, image_tokens: Float32) -> dict[str, NDArray[Any]]:
-    """What the text graph takes of a batch, with image tokens [rows, d] of the vision graph."""
-    return {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-        "image_tokens": image_tokens,
-        "image_index": batch.image_index,
-    }
 
 
 def open_session(path: Path, providers: Sequence[str], threads: int | None) -> Any:

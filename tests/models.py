@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
+from puma_edge.backbones import Model, tower_of
 from puma_edge.images import Patches, PixelLimits, normalize
 from puma_edge.inputs import Encoded, rope_positions
 
@@ -62,6 +63,12 @@ def tiny_model(
     )
     torch.manual_seed(seed)
     model = Qwen2VLModel(config).eval()
+    fill(model)
+    return model
+
+
+def fill(model: torch.nn.Module) -> None:
+    """Draw all weights, biases and norms."""
     with torch.no_grad():
         for name, values in model.named_parameters():
             if "norm" in name or "ln_q" in name:
@@ -70,18 +77,19 @@ def tiny_model(
                 values.copy_(0.3 * torch.randn_like(values))
             else:
                 values.copy_(torch.randn_like(values) / values[0].numel() ** 0.5)
-    return model
 
 
-def image(rows: int, columns: int, seed: int) -> Patches:
+def image(rows: int, columns: int, seed: int, patch: int = 14) -> Patches:
     """An image of random patches with smooth shading, so that patches differ as pictures do."""
     rng = np.random.default_rng(seed)
     shade = rng.integers(0, 256, (rows * columns, 1))
-    noise = rng.integers(-40, 41, (rows * columns, 588))
+    noise = rng.integers(-40, 41, (rows * columns, 3 * patch**2))
     return Patches(np.clip(shade + noise, 0, 255).astype(np.uint8), rows, columns)
 
 
-def item(words: int, sizes: tuple[tuple[int, int], ...] = (), seed: int = 0) -> Encoded:
+def item(
+    words: int, sizes: tuple[tuple[int, int], ...] = (), seed: int = 0, patch: int = 14
+) -> Encoded:
     """Random text after images of these patch sizes, ending at `[RET]`, without a tokenizer."""
     rng = np.random.default_rng(seed)
     ids: list[int] = [5]
@@ -90,18 +98,20 @@ def item(words: int, sizes: tuple[tuple[int, int], ...] = (), seed: int = 0) -> 
     ids += [*rng.integers(10, 180, words).tolist(), RET]
     tokens = np.asarray(ids, np.int64)
     is_image = tokens == IMAGE_PAD
-    images = tuple(image(*size, seed=seed * 100 + n) for n, size in enumerate(sizes))
+    images = tuple(image(*size, seed * 100 + n, patch) for n, size in enumerate(sizes))
     positions = rope_positions(is_image, sizes, LIMITS.merge_size)
     return Encoded(tokens, positions, images, np.flatnonzero(is_image))
 
 
-def reference(model: Qwen2VLModel, entry: Encoded) -> np.ndarray:
+def reference(model: Model, entry: Encoded) -> np.ndarray:
     """The stock PyTorch embedding [d] of one item."""
     grid = [[1, each.rows, each.columns] for each in entry.images]
     ids = torch.from_numpy(entry.input_ids)[None]
-    visual = {}
+    visual, tower = {}, tower_of(model.config)
     if grid:
-        pixels = np.concatenate([normalize(each.pixels) for each in entry.images])
+        pixels = np.concatenate(
+            [normalize(each.pixels, tower.mean, tower.std) for each in entry.images]
+        )
         visual = {
             "pixel_values": torch.from_numpy(pixels),
             "image_grid_thw": torch.tensor(grid),

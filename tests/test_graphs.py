@@ -14,8 +14,9 @@ from transformers import Qwen2VLModel
 
 from puma_edge.calibration.onnx_files import load_model, save_model
 from puma_edge.errors import PumaError
-from puma_edge.export.graphs import TextGraph, VisionGraph, check_model
+from puma_edge.export.graphs import TextGraph, check_model
 from puma_edge.export.precision import to_fp16
+from puma_edge.export.vision_graphs import VisionGraph
 from puma_edge.inputs import Encoded, Float32, collate
 from puma_edge.runtimes.ort import OrtEncoder, open_session
 from tests.models import LIMITS, PAD, exported, item, reference, tiny_model

@@ -128,7 +128,8 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
     bundle = Bundle.open(Path(config.bundle))
     threads = config.threads or len(os.sched_getaffinity(0))
     model = config.model or bundle.manifest.source
-    backends = [f"ort-{name}" for name in bundle.manifest.graphs if name != "fp16"]
+    served = [name for name in bundle.manifest.graphs if name not in ("fp16", "int8-trt")]
+    backends = [f"ort-{name}" for name in served]  # a CPU gains nothing from the other two
     if find_spec("torch") and find_spec("transformers"):
         backends = [*BASELINES, *backends]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in backends}
@@ -213,7 +214,7 @@ def _rows(results: dict[str, list[dict[str, Any]]], cases: Sequence[Case]) -> li
 def _file_bytes(bundle: Bundle, model: str, backends: Sequence[str]) -> dict[str, int]:
     sizes = {}
     for backend in backends:
-        engine, precision = backend.split("-")
+        engine, _, precision = backend.partition("-")
         if engine == "ort":
             names = bundle.manifest.graphs[precision].values()
             files = [path for name in names for path in bundle.folder.glob(f"{name}*")]

@@ -69,7 +69,7 @@ def _picture(edge: int) -> Any:
 
 
 def _open(request: dict[str, Any], bundle: Bundle) -> Encoder:
-    engine, precision = request["backend"].split("-")
+    engine, _, precision = request["backend"].partition("-")
     threads = request["threads"]
     if engine == "ort":
         return open_engine(bundle, Runtime.ORT, PrecisionChoice(precision), threads).encoder

@@ -148,6 +148,7 @@ def _bundle(config: SweepConfig, model: str, layers: int, pixels: int, step: Ste
         data=config.data,
         fp16=Precision.FP16 in config.precisions,
         int8=Precision.INT8 in config.precisions,
+        int8_trt=Precision.INT8_TRT in config.precisions,
         gate=Gate.REPORT,
     )
     name = "-".join(

@@ -30,7 +30,7 @@ def test_a_qwen3_vl_becomes_a_bundle(
     photos = tmp_path / "photos"
     photos.mkdir()
     with Image.open(photograph) as picture:
-        for number in range(3):
+        for number in range(6):
             picture.resize((300 + 90 * number, 250)).save(photos / f"{number}.png")
             (photos / f"word{number}.txt").write_text(f"a fox and {number} dogs", encoding="utf-8")
     out = tmp_path / "bundle"

@@ -16,6 +16,8 @@ from puma_edge.inputs import Batch, Encoded, Float32
 from puma_edge.model import Checkpoint
 from puma_edge.prompts import Modality
 
+# A part's activations stay in a CPU's cache; a GPU wants enough of them to be busy.
+PART_TOKENS = {"cpu": 1024, "cuda": 16384}
 MODALITIES = {modality: number for number, modality in enumerate(Modality)}
 
 
@@ -37,16 +39,50 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """What one step sees: both sides, the answers' modalities [B], teacher's states [2, B, d].
+class Side:
+    """One side of a batch, sorted by length into parts, so that little is spent on padding.
 
-    Each side comes in parts that fit in memory one at a time: one, if the whole does.
+    Attributes:
+        parts: batches of items of like length.
+        places: [B], where each item's state is once the states of the parts are joined.
     """
 
-    queries: tuple[Batch, ...]
-    candidates: tuple[Batch, ...]
+    parts: tuple[Batch, ...]
+    places: Tensor
+
+    def join(self, states: Sequence[Tensor]) -> Tensor:
+        """The states [B, d] of all parts, in the order of the pairs."""
+        joined = torch.cat(list(states))
+        return joined[self.places.to(joined.device)]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """What one step sees.
+
+    Attributes:
+        queries: one side.
+        candidates: the other.
+        modalities: [B], those of the answers.
+        teacher: the teacher's states [2, B, d], where the loss needs them.
+        cached: the parts go through the model one at a time, with gradient caching.
+    """
+
+    queries: Side
+    candidates: Side
     modalities: Tensor
-    teacher: Tensor | None
+    teacher: Tensor | None = None
+    cached: bool = False
+
+    @property
+    def parts(self) -> tuple[Batch, ...]:
+        """Those of the queries, then those of the candidates."""
+        return self.queries.parts + self.candidates.parts
+
+    def join(self, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The states [B, d] of queries and of candidates, given those of `parts`."""
+        half = len(self.queries.parts)
+        return self.queries.join(states[:half]), self.candidates.join(states[half:])
 
 
 class Pairs(TorchDataset[Pair]):
@@ -143,7 +179,7 @@ class Collator:
         Args:
             checkpoint: the model that is trained.
             data: where the candidates are.
-            part: pairs of a part at most, 0 for all in one.
+            part: pairs that are held at once, with gradient caching; 0 for all of them.
             teacher: the teacher's states [2, pairs, d], where the loss needs them.
         """
         self._spec = checkpoint.spec
@@ -159,14 +195,35 @@ class Collator:
         rows = [pair.row for pair in pairs]
         states = None if self._teacher is None else torch.from_numpy(self._teacher[:, rows])
         batch = PairBatch(
-            queries=self._parts(queries),
-            candidates=self._parts(candidates),
+            queries=self._side(queries),
+            candidates=self._side(candidates),
             modalities=torch.tensor([MODALITIES[pair.example.target] for pair in pairs]),
             teacher=states,
+            cached=bool(self._part),
         )
         return {"batch": batch}
 
-    def _parts(self, items: Sequence[Encoded]) -> tuple[Batch, ...]:
-        size = self._part or len(items)
-        starts = range(0, len(items), size)
-        return tuple(self._spec.collate(items[start : start + size]) for start in starts)
+    def _side(self, items: Sequence[Encoded]) -> Side:
+        order = sorted(range(len(items)), key=lambda place: items[place].length)
+        # Ranks exchange buffers with every cached part: all must have the same number of them.
+        parts = _slices(order, self._part) if self._part else _by_tokens(order, items)
+        return Side(
+            tuple(self._spec.collate([items[place] for place in part]) for part in parts),
+            torch.tensor(order).argsort(),
+        )
+
+
+def _slices(order: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _by_tokens(order: Sequence[int], items: Sequence[Encoded]) -> list[Sequence[int]]:
+    """Cut what is sorted by length into parts of `PART_TOKENS`, padding included."""
+    most = PART_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+    parts: list[Sequence[int]] = []
+    start = 0
+    for end, place in enumerate(order):
+        if (end + 1 - start) * items[place].length > most and end > start:
+            parts.append(order[start:end])
+            start = end
+    return [*parts, order[start:]]

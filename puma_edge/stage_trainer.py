@@ -96,16 +96,16 @@ class StageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The stage's loss of one batch; both sides go through the model in one call."""
+        """The stage's loss of one batch; all of its parts go through the model in one call."""
         batch: PairBatch = inputs["batch"]
-        return self._loss(batch, model(*batch.queries, *batch.candidates))
+        return self._loss(batch, model(*batch.parts))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """One batch there and back; in parts, with cached gradients, where it comes in parts."""
+        """One batch there and back; part by part, with cached gradients, where it asks for that."""
         batch: PairBatch = inputs["batch"]
-        if len(batch.queries) == 1:
+        if not batch.cached:
             whole: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return whole
         model.train()
@@ -116,15 +116,14 @@ class StageTrainer(Trainer):
                 self.accelerator.backward(loss)
 
         return cached_backward(
-            [*batch.queries, *batch.candidates],
+            batch.parts,
             lambda part: model(part)[0],
             lambda states: self._loss(batch, states),
             backward,
         )
 
     def _loss(self, batch: PairBatch, states: Sequence[Tensor]) -> Tensor:
-        half = len(batch.queries)
-        queries, candidates = torch.cat(list(states[:half])), torch.cat(list(states[half:]))
+        queries, candidates = batch.join(states)
         device = queries.device
         if batch.teacher is not None:
             teacher = batch.teacher.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from tokenizers import Tokenizer
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, Source
 from puma_edge.frozen_vision import FrozenVision
-from puma_edge.model import Card, Checkpoint
-from puma_edge.pairs import Collator, DistinctSampler, Pair, Pairs
+from puma_edge.model import Card, Checkpoint, ret_states
+from puma_edge.pairs import PART_TOKENS, Collator, DistinctSampler, Pair, PairBatch, Pairs
 from puma_edge.prompts import IMAGE_PAD, Modality
 from puma_edge.stage_trainer import CompleteMark
 from puma_edge.stages import run_stage, total_steps
@@ -110,9 +111,38 @@ def test_the_teachers_states_are_those_of_the_full_model(
     batch = Collator(checkpoint, data, teacher=states)(chosen)["batch"]
     assert batch.teacher is not None
     encoder = StateEncoder(checkpoint.model)
-    for found, (side,) in zip(batch.teacher, (batch.queries, batch.candidates), strict=True):
-        assert np.allclose(found.numpy(), encoder.encode(side), atol=1e-5)
+    sides = batch.join([torch.from_numpy(encoder.encode(part)) for part in batch.parts])
+    for found, side in zip(batch.teacher, sides, strict=True):
+        assert np.allclose(found.numpy(), side.numpy(), atol=1e-5)
     assert batch.modalities.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 200])
+def test_parts_of_like_length_are_the_batch_in_one_piece(
+    checkpoint: Checkpoint, data: Dataset, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    pairs = Pairs(data, data.train, seed=0).pairs
+    pairs = [  # lengths that a sort has to move
+        replace(pair, instruction=" ".join(["fox"] * (7 * number % 11)))
+        for number, pair in enumerate(pairs)
+    ]
+
+    def states(part_tokens: int) -> tuple[PairBatch, list[torch.Tensor]]:
+        monkeypatch.setitem(PART_TOKENS, "cpu", part_tokens)
+        batch = Collator(checkpoint, data)(pairs)["batch"]
+        sides = batch.join([ret_states(checkpoint.model, part) for part in batch.parts])
+        return batch, list(sides)
+
+    whole, expected = states(10**6)
+    assert len(whole.parts) == 2
+    batch, found = states(tokens)
+    assert len(batch.parts) > 2
+    for part in batch.parts:
+        assert part.input_ids.size <= tokens or len(part.input_ids) == 1
+    padded = sum((part.attention_mask == 0).sum() for part in batch.parts)
+    assert padded < sum((part.attention_mask == 0).sum() for part in whole.parts)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_states_are_computed_once_for_a_model_and_its_texts(

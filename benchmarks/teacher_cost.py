@@ -46,7 +46,9 @@ class Setting:
         keep_layers: of the student.
         batch: pairs a step.
         tokens: of every text.
-        dtype: of the weights.
+        dtype: of the weights; with bfloat16, steps run in mixed precision, as training does.
+        lora_r: rank of the adapters.
+        dropout: before them. PyTorch draws it on one CPU thread, which no layer count tells of.
         threads: CPU threads, 0 for PyTorch's choice.
         steps: that count.
     """
@@ -56,6 +58,8 @@ class Setting:
     batch: int
     tokens: int
     dtype: str
+    lora_r: int
+    dropout: float
     threads: int
     steps: int
 
@@ -80,23 +84,39 @@ def serve(arm: str, setting: Setting) -> None:
     gc.collect()
     memory_before = _peak()
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-    peft = add_lora(student, StageConfig(batch=setting.batch), seed=0)
+    stage = StageConfig(
+        batch=setting.batch,
+        lora_r=setting.lora_r,
+        lora_alpha=2 * setting.lora_r,
+        lora_dropout=setting.dropout,
+    )
+    peft = add_lora(student, stage, seed=0)
     peft.gradient_checkpointing_enable({"use_reentrant": False})
     peft.enable_input_require_grads()
     adam = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=1e-4)
     peft.train()
-    print(json.dumps({"once": once, "layers": full}), flush=True)
+    share = _adapter_share(peft)
+    print(json.dumps({"once": once, "layers": full, "adapters": share}), flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
         if teacher is not None:
             states = torch.stack([_states(teacher, batch), _states(teacher, batch)])
-        queries, candidates = ret_states(peft, batch), ret_states(peft, batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bfloat16"):
+            queries, candidates = ret_states(peft, batch), ret_states(peft, batch)
         loss = distillation_loss(queries.float(), candidates.float(), states[0], states[1])
         adam.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         adam.step()
         row = {"seconds": time.perf_counter() - started, "peak": _peak(), "setup": memory_before}
         print(json.dumps({**row, "loss": loss.item()}), flush=True)
+
+
+def _adapter_share(peft: nn.Module) -> float:
+    """Parameters of the adapters, of those of the matrices they stand beside."""
+    named = dict(peft.named_parameters())
+    adapters = sum(one.numel() for name, one in named.items() if ".lora_" in name)
+    matrices = sum(one.numel() for name, one in named.items() if name.endswith("base_layer.weight"))
+    return adapters / matrices
 
 
 def _open(setting: Setting) -> Checkpoint:
@@ -177,6 +197,8 @@ def compare(setting: Setting) -> dict[str, Any]:
     full, keep = two.ready["layers"], setting.keep_layers
     # A frozen layer costs one pass forward, one again for its checkpoint and one back.
     predicted = full / (full + 3 * keep)
+    # Adapters take part in all three passes, and their own gradients are a fourth.
+    with_adapters = full / (full + keep * (3 + 4 * kept.ready["adapters"]))
     saving = 1 - kept.seconds / two.seconds
     return {
         **asdict(setting),
@@ -184,6 +206,8 @@ def compare(setting: Setting) -> dict[str, Any]:
         "saving": round(saving, 3),
         "predicted_saving": round(predicted, 3),
         "of_predicted": round(saving / predicted, 3),
+        "predicted_with_adapters": round(with_adapters, 3),
+        "of_predicted_with_adapters": round(saving / with_adapters, 3),
         "peak_gb_training": {
             name: round(arm.rows[-1]["peak"] / 1e9, 2) for name, arm in arms.items()
         },
@@ -208,6 +232,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--lora-r", type=int, default=16)
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
     given = vars(parser.parse_args())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from puma_edge.bundle import replace_folder
 from puma_edge.config import TrainConfig, read_config
 from puma_edge.data import TASK_NAMES, Dataset
 from puma_edge.evaluate import measure
@@ -27,7 +30,7 @@ from puma_edge.model import Checkpoint, choose_layers, load, prune
 from puma_edge.run_folder import open_run
 from puma_edge.sample import recipe_file
 from puma_edge.torch_encoder import TorchEncoder
-from puma_edge.train import open_data, open_model, train_from
+from puma_edge.train import MERGED_1, open_data, open_model, train_from
 
 SEEDS = {4: 5, 2: 3, 3: 3, 6: 3}  # layers kept -> how many seeds
 ARMS = {
@@ -102,12 +105,25 @@ class Proof:
         )
         if not (run_folder / "metrics.json").is_file():
             with open_run(settings) as run:
+                self._share_stage1(run.folder, layers, arm, seed)
                 train_from(open_model(settings.model), data, settings, run)
         self._judge(load(str(run_folder / "merged")), data, layers, arm, seed)
+
+    def _share_stage1(self, folder: Path, layers: int, arm: str, seed: int) -> None:
+        """Start from what another arm has distilled from the same seed: it would be the same."""
+        if not ARMS[arm]["distil"] or (folder / MERGED_1).is_dir():
+            return
+        for other in ARMS:
+            found = self._folder / "runs" / self._path(layers, other, seed).stem / MERGED_1
+            if ARMS[other]["distil"] and found.is_dir():
+                with replace_folder(folder / MERGED_1) as work:
+                    shutil.copytree(found, work, dirs_exist_ok=True)
+                return
 
     def _judge(
         self, checkpoint: Checkpoint, data: Dataset, layers: int, arm: str, seed: int
     ) -> None:
+        nn.Module.to(checkpoint.model, "cuda" if torch.cuda.is_available() else "cpu")
         encoder = TorchEncoder(checkpoint.model, self._vision)
         scores = measure(encoder, checkpoint.spec, data, "test")
         hits = {score.task: score.recall.astype(int).tolist() for score in scores}
@@ -179,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("ablation"))
     parser.add_argument("--config", type=Path, default=recipe_file(), help="settings of all arms")
+    parser.add_argument("--model", help="another base than the configuration's")
     parser.add_argument("--layers", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("--seeds", type=int, help="instead of 5 for 4 layers and 3 for others")
     parser.add_argument("--part", default="1/1", help="2/3: the second third of the runs")
@@ -189,6 +206,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     settings = read_config("train", TrainConfig, args.config)
+    settings = replace(settings, model=args.model or settings.model)
     proof = Proof(args.out, settings)
     seeds = {layers: args.seeds or SEEDS.get(layers, 3) for layers in args.layers}
     if not args.report:

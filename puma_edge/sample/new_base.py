@@ -21,7 +21,7 @@ from puma_edge.prompts import (
 )
 from puma_edge.sample.emoji import INSTRUCTIONS
 
-LAYERS = 8
+LAYERS, WIDTH, HEAD = 8, 128, 32  # HEAD: of an attention head, whose M-RoPE sections fit it
 VOCABULARY = 6144
 # 3x3 tokens for a square picture.
 LIMITS = PixelLimits(min_pixels=4 * 28 * 28, max_pixels=10 * 28 * 28)
@@ -60,8 +60,18 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def new_checkpoint(data: Dataset, seed: int) -> Checkpoint:
-    """The untrained model: 3.4 M parameters in Qwen2-VL's architecture."""
+def new_checkpoint(
+    data: Dataset, seed: int, width: int = WIDTH, layers: int = LAYERS
+) -> Checkpoint:
+    """The untrained model in Qwen2-VL's architecture: 3.4 M parameters, or larger.
+
+    Args:
+        data: whose training texts the tokenizer learns from.
+        seed: of the weights.
+        width: of the hidden states, a multiple of 64.
+        layers: of the decoder.
+    """
+    heads = width // HEAD
     texts = [example.query.text for example in data.train if example.query.text]
     texts += [item.text for item in data.candidates.values() if item.text]
     tokenizer = train_tokenizer(
@@ -75,11 +85,11 @@ def new_checkpoint(data: Dataset, seed: int) -> Checkpoint:
     config = Qwen2VLConfig(
         text_config={
             "vocab_size": VOCABULARY,
-            "hidden_size": 128,
-            "intermediate_size": 320,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "hidden_size": width,
+            "intermediate_size": 5 * width // 2,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads // 2,
             "max_position_embeddings": 2048,
             "rope_parameters": {
                 "rope_type": "default",
@@ -89,14 +99,14 @@ def new_checkpoint(data: Dataset, seed: int) -> Checkpoint:
             "bos_token_id": None,
             "eos_token_id": None,
         },
-        vision_config={"depth": 4, "embed_dim": 128, "hidden_size": 128, "num_heads": 4},
+        vision_config={"depth": 4, "embed_dim": width, "hidden_size": width, "num_heads": heads},
         **tokens,
     )
     torch.manual_seed(seed)
     card = Card(
         base_model="sample",
-        kept_layers=tuple(range(LAYERS)),
-        total_layers=LAYERS,
+        kept_layers=tuple(range(layers)),
+        total_layers=layers,
         limits=LIMITS,
         prompt=PROMPT,
         instructions={

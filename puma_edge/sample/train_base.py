@@ -2,6 +2,9 @@
 
     python -m puma_edge.sample.train_base --minutes 90 --out puma_edge/sample/base
 
+On a GPU where there is one. `--exits 0` makes a base that was never taught to stop early,
+`--width 512 --layers 16` a larger one.
+
 Besides in-batch InfoNCE, every query and every candidate is classified against one learned vector
 per concept (an emoji, or its name in one language). Those vectors stand for all the candidates
 that are not in the batch, cost one matrix product, and are thrown away at the end.
@@ -16,6 +19,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,7 +34,7 @@ from puma_edge.sample.base_batches import PICTURES, Batches, Concepts, Step, pla
 from puma_edge.sample.build import LANGUAGES
 from puma_edge.sample.emoji import load_emoji
 from puma_edge.sample.folder import write_emoji
-from puma_edge.sample.new_base import new_checkpoint
+from puma_edge.sample.new_base import LAYERS, WIDTH, new_checkpoint
 from puma_edge.torch_encoder import TorchEncoder
 
 TEMPERATURE = 0.05
@@ -45,9 +49,8 @@ EXITS = 0.5
 
 def in_batch_loss(queries: Tensor, candidates: Tensor) -> Tensor:
     """InfoNCE of pairs [B, d], L2-normalised, each other's candidates being the negatives."""
-    return functional.cross_entropy(
-        queries @ candidates.T / TEMPERATURE, torch.arange(len(queries))
-    )
+    right = torch.arange(len(queries), device=queries.device)
+    return functional.cross_entropy(queries @ candidates.T / TEMPERATURE, right)
 
 
 def concept_loss(states: Tensor, concepts: Tensor, owners: list[list[int]]) -> Tensor:
@@ -55,7 +58,7 @@ def concept_loss(states: Tensor, concepts: Tensor, owners: list[list[int]]) -> T
 
     `owners` says which concepts are right; any of them counts: log-sum over them.
     """
-    owned = torch.zeros(len(states), len(concepts), dtype=torch.bool)
+    owned = torch.zeros(len(states), len(concepts), dtype=torch.bool, device=states.device)
     for row, many in enumerate(owners):
         owned[row, many] = True
     scores = states @ concepts.T / TEMPERATURE
@@ -114,12 +117,12 @@ def first_vectors(checkpoint: Checkpoint, data: Dataset, started: bool) -> Conce
 
 
 @contextmanager
-def some_layers(checkpoint: Checkpoint, draw: random.Random) -> Iterator[None]:
+def some_layers(checkpoint: Checkpoint, exit_rate: float, draw: random.Random) -> Iterator[None]:
     """Leave out layers of the decoder's second half by chance, or all of it."""
     language = checkpoint.model.language_model
     layers = language.layers
     half = len(layers) // 2
-    exits = draw.random() < EXITS
+    exits = draw.random() < exit_rate
     language.layers = nn.ModuleList(
         layer
         for place, layer in enumerate(layers, start=1)
@@ -177,21 +180,43 @@ def judge(checkpoint: Checkpoint, data: Dataset, split: str) -> dict[str, object
     return {"mean": mean(recall), "task": recall, "text to plain glyph @10": plain}
 
 
-def train(
-    data: Dataset,
-    out: Path,
-    *,
-    minutes: float,
-    pairs: int,
-    seed: int,
-    peak: float,
-    start_from: Path | None,
-) -> None:
+@dataclass(frozen=True)
+class Settings:
+    """Of one training.
+
+    Attributes:
+        minutes: how long.
+        pairs: of a query and an answer, in a step.
+        peak: times the usual learning rates.
+        exits: how often a step stops at half the depth.
+        width: of the hidden states, where it starts from nothing.
+        layers: of the decoder, likewise.
+        seed: of everything that is drawn.
+        start_from: a checkpoint to train further.
+    """
+
+    minutes: float = 90
+    pairs: int = 64
+    peak: float = 1.0
+    exits: float = EXITS
+    width: int = WIDTH
+    layers: int = LAYERS
+    seed: int = 0
+    start_from: Path | None = None
+
+
+def train(data: Dataset, out: Path, settings: Settings) -> None:
     """Train for a time, keep the curve of validation recall, and write the model in bf16."""
-    checkpoint = load_model(str(start_from)) if start_from else new_checkpoint(data, seed)
+    start_from, seed = settings.start_from, settings.seed
+    if start_from:
+        checkpoint = load_model(str(start_from))
+    else:
+        checkpoint = new_checkpoint(data, seed, settings.width, settings.layers)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    nn.Module.to(checkpoint.model, device)
     torch.manual_seed(seed)
-    vectors = first_vectors(checkpoint, data, start_from is not None)
-    head = nn.Linear(checkpoint.dimension, checkpoint.dimension)
+    vectors = first_vectors(checkpoint, data, start_from is not None).to(device)
+    head = nn.Linear(checkpoint.dimension, checkpoint.dimension).to(device)
     adam = optimiser(checkpoint.model, head, vectors)
     draw = random.Random(seed)
     batches = Batches(data, checkpoint.spec, Concepts(len(vectors.emoji)), seed)
@@ -199,7 +224,7 @@ def train(
     curve: list[dict[str, object]] = []
     start, steps = time.monotonic(), 0
     while checks:
-        progress = (time.monotonic() - start) / (60 * minutes)
+        progress = (time.monotonic() - start) / (60 * settings.minutes)
         if progress >= checks[0]:
             checks.pop(0)
             curve.append({"progress": progress, "step": steps, **judge(checkpoint, data, "val")})
@@ -208,12 +233,12 @@ def train(
             (out / "curve.json").write_text(json.dumps(curve, indent=1) + "\n")
             continue
         checkpoint.model.train()
-        with some_layers(checkpoint, draw):
-            terms = losses(checkpoint, head, vectors, batches.step(pairs))
+        with some_layers(checkpoint, settings.exits, draw):
+            terms = losses(checkpoint, head, vectors, batches.step(settings.pairs))
         for group in adam.param_groups:
-            group["lr"] = group["base"] * peak * rate(min(progress, 1.0))
+            group["lr"] = group["base"] * settings.peak * rate(min(progress, 1.0))
         adam.zero_grad(set_to_none=True)
-        torch.autograd.backward(sum(terms.values(), torch.zeros(())))
+        torch.autograd.backward(sum(terms.values(), torch.zeros((), device=device)))
         nn.utils.clip_grad_norm_(checkpoint.model.parameters(), 1.0)
         adam.step()
         steps += 1
@@ -226,26 +251,23 @@ def train(
 def main() -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--pairs", type=int, default=64, help="pairs of a query and an answer")
+    usual = Settings()
+    parser.add_argument("--minutes", type=float, default=usual.minutes)
+    parser.add_argument("--pairs", type=int, default=usual.pairs, help="a step's")
     parser.add_argument("--start-from", type=Path, help="a checkpoint to train further")
     parser.add_argument("--peak", type=float, default=1.0, help="times the usual learning rates")
+    parser.add_argument("--exits", type=float, default=EXITS, help="rate of stops at half depth")
+    parser.add_argument("--width", type=int, default=WIDTH, help="of a new model")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of a new model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("emoji"))
     parser.add_argument("--out", type=Path, default=Path("base"))
-    args = parser.parse_args()
+    given = vars(parser.parse_args())
+    folder, out = given.pop("data"), given.pop("out")
     torch.set_flush_denormal(True)  # vanishing gradients would otherwise take microcode each
-    if not args.data.exists():
-        write_emoji(args.data)
-    train(
-        load_dataset(args.data),
-        args.out,
-        minutes=args.minutes,
-        pairs=args.pairs,
-        seed=args.seed,
-        peak=args.peak,
-        start_from=args.start_from,
-    )
+    if not folder.exists():
+        write_emoji(folder)
+    train(load_dataset(folder), out, Settings(**given))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/reproduction.py --out ablation/
 
 Arms: the full teacher, the cut without training, + InfoNCE, + distillation before it, + MAC-Loss in
-its place. Runs that are done are not done again, so the command goes on where it was stopped; rows
-of the table that have no runs yet say so. `--report` only prints what is there.
+its place, and apart from the paper, + Matryoshka. Runs that are done are not done again, so the
+command goes on where it was stopped; rows of the table that have no runs yet say so. `--report`
+only prints what is there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import nn
 from puma_edge.bundle import replace_folder
 from puma_edge.config import TrainConfig, read_config
 from puma_edge.data import TASK_NAMES, Dataset
-from puma_edge.evaluate import measure
+from puma_edge.evaluate import by_task, embed_split, mean, rank
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.model import Checkpoint, choose_layers, load, prune
 from puma_edge.run_folder import open_run
@@ -33,13 +34,38 @@ from puma_edge.torch_encoder import TorchEncoder
 from puma_edge.train import MERGED_1, open_data, open_model, train_from
 
 SEEDS = {4: 5, 2: 3, 3: 3, 6: 3}  # layers kept -> how many seeds
+SHORT = 4  # embeddings are also cut to one number in so many
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a student is trained with.
+
+    Attributes:
+        distil: stage 1 comes first.
+        mac: stage 2 has MAC-Loss, else InfoNCE.
+        matryoshka: embeddings cut to an eighth to a half are trained too.
+        before: the arm it adds one thing to.
+        layers: at which depths it is tried, empty for all.
+    """
+
+    before: str
+    distil: bool = True
+    mac: bool = True
+    matryoshka: bool = False
+    layers: tuple[int, ...] = ()
+
+
+TEACHER, CUT = "teacher", "cut, untrained"
 ARMS = {
-    "InfoNCE": {"distil": False, "mac": False},
-    "distillation, InfoNCE": {"distil": True, "mac": False},
-    "distillation, MAC-Loss": {"distil": True, "mac": True},
+    "InfoNCE": Arm(CUT, distil=False, mac=False),
+    "distillation, InfoNCE": Arm("InfoNCE", mac=False),
+    "distillation, MAC-Loss": Arm("distillation, InfoNCE"),
+    "distillation, MAC-Loss, Matryoshka": Arm(
+        "distillation, MAC-Loss", matryoshka=True, layers=(4,)
+    ),
 }
 DRAWS = 10_000  # of the randomisation test
-TEACHER, CUT = "teacher", "cut, untrained"
 
 
 @dataclass(frozen=True)
@@ -51,12 +77,14 @@ class Result:
         arm: what it was trained with.
         seed: of its training.
         hits: task -> 1 or 0 for each query, recall@5.
+        short: mean over the tasks of recall@5 with embeddings cut to a `SHORT`th.
     """
 
     layers: int
     arm: str
     seed: int
     hits: dict[int, list[float]]
+    short: float
 
     @property
     def mean(self) -> float:
@@ -92,6 +120,8 @@ class Proof:
         """One run of one arm."""
         if self._path(layers, arm, seed).is_file():
             return
+        checkpoint = open_model(self._settings.model)
+        shorter = tuple(checkpoint.dimension // part for part in (2, 4, 8))
         run_folder = self._folder / "runs" / self._path(layers, arm, seed).stem
         first, second = self._settings.stage1, self._settings.stage2
         settings = replace(
@@ -100,22 +130,23 @@ class Proof:
             keep_layers=layers,
             seed=seed,
             evaluate=False,
-            stage1=first if ARMS[arm]["distil"] else replace(first, epochs=0.0),
-            stage2=second if ARMS[arm]["mac"] else replace(second, decay=0.0),
+            stage1=first if ARMS[arm].distil else replace(first, epochs=0.0),
+            stage2=second if ARMS[arm].mac else replace(second, decay=0.0),
+            matryoshka=shorter if ARMS[arm].matryoshka else (),
         )
         if not (run_folder / "metrics.json").is_file():
             with open_run(settings) as run:
                 self._share_stage1(run.folder, layers, arm, seed)
-                train_from(open_model(settings.model), data, settings, run)
+                train_from(checkpoint, data, settings, run)
         self._judge(load(str(run_folder / "merged")), data, layers, arm, seed)
 
     def _share_stage1(self, folder: Path, layers: int, arm: str, seed: int) -> None:
         """Start from what another arm has distilled from the same seed: it would be the same."""
-        if not ARMS[arm]["distil"] or (folder / MERGED_1).is_dir():
+        if not ARMS[arm].distil or (folder / MERGED_1).is_dir():
             return
         for other in ARMS:
             found = self._folder / "runs" / self._path(layers, other, seed).stem / MERGED_1
-            if ARMS[other]["distil"] and found.is_dir():
+            if ARMS[other].distil and found.is_dir():
                 with replace_folder(folder / MERGED_1) as work:
                     shutil.copytree(found, work, dirs_exist_ok=True)
                 return
@@ -125,9 +156,10 @@ class Proof:
     ) -> None:
         nn.Module.to(checkpoint.model, "cuda" if torch.cuda.is_available() else "cpu")
         encoder = TorchEncoder(checkpoint.model, self._vision)
-        scores = measure(encoder, checkpoint.spec, data, "test")
-        hits = {score.task: score.recall.astype(int).tolist() for score in scores}
-        row = {"layers": layers, "arm": arm, "seed": seed, "hits": hits}
+        split = embed_split(encoder, checkpoint.spec, data, "test")
+        hits = {score.task: score.recall.astype(int).tolist() for score in rank(split)}
+        short = mean(by_task(rank(split, dimension=checkpoint.dimension // SHORT)))
+        row = {"layers": layers, "arm": arm, "seed": seed, "hits": hits, "short": short}
         self._path(layers, arm, seed).write_text(json.dumps(row) + "\n", encoding="utf-8")
 
     def _path(self, layers: int, arm: str, seed: int) -> Path:
@@ -161,10 +193,11 @@ def table(results: list[Result], seeds: dict[int, int]) -> str:
     teacher = next((one for one in results if one.arm == TEACHER), None)
     tasks = list(next(iter(results)).hits) if results else []
     names = [TASK_NAMES.get(task, str(task)) for task in tasks]
-    head = ["layers", "trained with", "seeds", "mean recall@5", "of the teacher", "p", *names]
+    head = ["layers", "trained with", "seeds", "mean recall@5", "of the teacher", "p"]
+    head += [f"at 1/{SHORT} of the numbers", *names]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
 
-    def add(layers: int, arm: str, before: str | None, wanted: int) -> None:
+    def add(layers: int, arm: str, before: str = "", wanted: int = 0) -> None:
         rows = found.get((layers, arm), [])
         if not rows:
             lines.append(f"| {layers} | {arm} | 0 of {wanted} | missing |" + " |" * (len(head) - 4))
@@ -172,22 +205,26 @@ def table(results: list[Result], seeds: dict[int, int]) -> str:
         means = np.array([row.mean for row in rows])
         spread = f" ± {means.std(ddof=1):.3f}" if len(means) > 1 else ""
         share = f"{means.mean() / teacher.mean:.1%}" if teacher else ""
-        earlier = found.get((layers, before or ""), [])
+        earlier = found.get((layers, before), [])
         p = f"{p_value(earlier, rows):.4f}" if earlier else ""
+        short = f"{np.mean([row.short for row in rows]):.3f}"
         each = [f"{np.mean([np.mean(row.hits[task]) for row in rows]):.3f}" for task in tasks]
         count = f"{len(rows)} of {wanted}" if wanted else ""
-        cells = [str(layers), arm, count, f"{means.mean():.3f}{spread}", share, p, *each]
+        cells = [str(layers), arm, count, f"{means.mean():.3f}{spread}", share, p, short, *each]
         lines.append("| " + " | ".join(cells) + " |")
 
     if teacher:
-        add(teacher.layers, TEACHER, None, 0)
+        add(teacher.layers, TEACHER)
     for layers, count in seeds.items():
-        before = CUT
-        add(layers, CUT, None, 0)
-        for arm in ARMS:
-            add(layers, arm, before, count)
-            before = arm
+        add(layers, CUT)
+        for name, arm in _arms(layers):
+            add(layers, name, arm.before, count)
     return "\n".join(lines)
+
+
+def _arms(layers: int) -> Iterator[tuple[str, Arm]]:
+    """Those that are tried at a depth."""
+    return ((name, arm) for name, arm in ARMS.items() if layers in (arm.layers or (layers,)))
 
 
 def main() -> None:
@@ -217,7 +254,7 @@ def main() -> None:
             (layers, arm, seed)
             for seed in range(max(seeds.values()))
             for layers, count in seeds.items()
-            for arm in ARMS
+            for arm, _ in _arms(layers)
             if seed < count
         ]
         part, parts = map(int, args.part.split("/"))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from puma_edge import report
+from puma_edge import report, report_quality
 from puma_edge.cli_options import PARTIAL, Json, Keep, Layers, Seed, Settings, Threads, WithLast
 from puma_edge.config import SAMPLE, ExportConfig, Gate, Ranges, TrainConfig, read_config
 from puma_edge.errors import MissingExtraError, UsageError, require
@@ -59,7 +59,7 @@ def train(
     result = run(settings)
     if rank() > 0:  # the first rank tells for all
         return
-    report.show_training(result, json_)
+    report_quality.show_training(result, json_)
     try:
         draw_losses(result.run, result.run / "loss.png")
     except MissingExtraError as error:
@@ -152,9 +152,9 @@ def export(
     try:
         result = run_export(settings, lambda text: print(f"export: {text}", file=sys.stderr))
     except ParityError as error:
-        report.show_export(error.report, json_)
+        report_quality.show_export(error.report, json_)
         raise
-    report.show_export(result, json_)
+    report_quality.show_export(result, json_)
     if not json_:
         print(f"bundle: {result.bundle}, model {result.manifest.model_id}")
     if settings.trt:
@@ -199,7 +199,7 @@ def evaluate(
 
     config = EvalConfig(data, split, k, pool, threads)
     rows = {target: run_eval(target, config) for target in targets or ["bundle"]}
-    report.show_scores(rows, json_)
+    report_quality.show_scores(rows, json_)
     if plot is not None:
         from puma_edge.evaluate import by_task
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from puma_edge import report
+from puma_edge import report, report_speed
 from puma_edge.bundle import Precision
 from puma_edge.cli_options import Json, Threads
 from puma_edge.config import SAMPLE
@@ -78,7 +78,7 @@ def sweep(
     result = run(config, lambda text: print(f"sweep: {text}", file=sys.stderr))
     limited = limit is not None or min_recall is not None
     picked = pick(result.points, limit, min_recall) if limited else None
-    report.show_sweep(result, picked, json_)
+    report_speed.show_sweep(result, picked, json_)
     try:
         draw_sweep(result.points, picked, out / "sweep.png")
         report.say(f"drawn: {out / 'sweep.png'}")

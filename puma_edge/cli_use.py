@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from puma_edge import report
+from puma_edge import report, report_index, report_quality, report_speed
 from puma_edge.cli_options import (
     PARTIAL,
     BundleFolder,
@@ -67,7 +67,7 @@ def embed(
             Options(dimension=dim, storage=dtype, update=update),
             shown.watch,
         )
-    report.show_embedding(result, out, json_)
+    report_index.show_embedding(result, out, json_)
     if result.quarantined:
         report.say(f"{result.quarantined} items could not be embedded: {out.stem}.quarantine.jsonl")
         raise typer.Exit(PARTIAL)
@@ -132,7 +132,7 @@ def search(
     answer = find(index, config)
     for warning in answer.warnings:
         report.say(f"warning: {warning}")
-    report.show_hits(answer.queries, answer.hits, json_)
+    report_index.show_hits(answer.queries, answer.hits, json_)
     if sheet is not None:
         from puma_edge.runtimes.sheet import draw_sheet, sheet_row
 
@@ -155,7 +155,7 @@ def convert(
     """
     from puma_edge.runtimes.convert import convert as run
 
-    report.show_conversion(run(index, to), json_)
+    report_index.show_conversion(run(index, to), json_)
 
 
 def check(
@@ -170,7 +170,7 @@ def check(
     from puma_edge.commands import run_check
 
     rows = run_check(bundle, threads)
-    report.show_check(rows, json_)
+    report_quality.show_check(rows, json_)
     if not all(row["passed"] for row in rows):
         raise typer.Exit(1)
 
@@ -209,7 +209,7 @@ def bench(
     if progress is not None:
         progress.close()
     out.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    report.show_bench(result, json_)
+    report_speed.show_bench(result, json_)
     try:
         draw_bench(result, out.with_suffix(".png"))
     except MissingExtraError as error:

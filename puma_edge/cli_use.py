@@ -54,7 +54,8 @@ def embed(
     engine = open_engine(opened, runtime, precision, threads)
     for warning in (*gate_warning(opened), *dimension_warning(opened, dim)):
         report.say(f"warning: {warning}")
-    report.say(f"{corpus}: {found.seen} items, {found.size / 1e6:.1f} MB, {engine.name}")
+    seen = report.counted(found.seen, "item")
+    report.say(f"{corpus}: {seen}, {found.size / 1e6:.1f} MB, {engine.name}")
     if found.unsupported:
         report.say(f"not supported, passed over: {found.describe_unsupported()}")
     with Embedding(f"embedding {corpus}") as shown:
@@ -69,7 +70,8 @@ def embed(
         )
     report_index.show_embedding(result, out, json_)
     if result.quarantined:
-        report.say(f"{result.quarantined} items could not be embedded: {out.stem}.quarantine.jsonl")
+        broken = report.counted(result.quarantined, "item")
+        report.say(f"{broken} could not be embedded: {out.with_suffix('.quarantine.jsonl')}")
         raise typer.Exit(PARTIAL)
 
 

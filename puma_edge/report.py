@@ -17,6 +17,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 item`, `2 items`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def show(values: Mapping[str, Any], as_json: bool) -> None:
     """Names and values."""
     if as_json:

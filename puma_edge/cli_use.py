@@ -28,18 +28,27 @@ def embed(
     bundle: BundleFolder = Path("bundle"),
     runtime: RuntimeOption = Runtime.AUTO,
     precision: PrecisionOption = PrecisionChoice.AUTO,
-    dim: Annotated[int | None, typer.Option(help="Keep this many dimensions.")] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="Keep this many dimensions; all by default.")
+    ] = None,
     dtype: Annotated[Storage, typer.Option(help="How the index stores numbers.")] = Storage.FLOAT32,
     update: Annotated[
-        bool, typer.Option("--update", help="Keep the rows of what has not changed.")
+        bool,
+        typer.Option(
+            "--update", help="Keep the rows of what has not changed since the index at --out."
+        ),
     ] = False,
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
     """Embed a folder into an index; broken files are set aside, and a cut-off run goes on.
 
-    Examples: `puma-edge embed corpus/ --out index.npy`,
-    `puma-edge embed ~/Pictures --out pictures.npy --update`
+    What is written beside index.npy: index.parquet (a line for each row), index.json, and
+    index.quarantine.jsonl if files were set aside, with exit code 3.
+
+    Examples:
+    - `puma-edge embed corpus/ --out index.npy`
+    - `puma-edge embed ~/Pictures --out pictures.npy --update`
     """
     from puma_edge.bundle import Bundle
     from puma_edge.display import Embedding
@@ -77,8 +86,10 @@ def embed(
 
 def search(
     index: Annotated[Path, typer.Argument(help="An index written by embed.")],
-    text: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to look for, or beside.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Words to look for; each is a query.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture, alone or with the words.")] = None,
     queries: Annotated[
         Path | None, typer.Option(help="More queries: a line each, or .jsonl with text, image.")
     ] = None,
@@ -108,9 +119,10 @@ def search(
 ) -> None:
     """Search an index by words, by a picture, by both together, or by one of its rows.
 
-    Examples: `puma-edge search index.npy "a fox" --top 5`,
-    `puma-edge search index.npy --image q.jpg --sheet hits.png`,
-    `puma-edge search index.npy "a fox" --modality image --where lang=en --threshold 0.3`
+    Examples:
+    - `puma-edge search index.npy "a fox" --top 5`
+    - `puma-edge search index.npy --image q.jpg --sheet hits.png`
+    - `puma-edge search index.npy "a fox" --modality image --where lang=en --threshold 0.3`
     """
     from puma_edge.find import FindConfig, find
     from puma_edge.runtimes.filters import Filters, parse_where
@@ -153,7 +165,9 @@ def convert(
 ) -> None:
     """Convert an index for faster search or fewer bytes, and say what recall it costs.
 
-    Examples: `puma-edge convert index.npy --to int8`, `puma-edge convert index.npy --to fp16`
+    Examples:
+    - `puma-edge convert index.npy --to int8`
+    - `puma-edge convert index.npy --to fp16`
     """
     from puma_edge.runtimes.convert import convert as run
 
@@ -167,6 +181,8 @@ def check(
 ) -> None:
     """Check every precision of a bundle on this device against the embeddings it carries.
 
+    Exit code 1 if one of them fails.
+
     Example: `puma-edge check bundle/`
     """
     from puma_edge.commands import run_check
@@ -179,7 +195,7 @@ def check(
 
 def bench(
     bundle: BundleFolder = Path("bundle"),
-    model: Annotated[str | None, typer.Option(help="PyTorch baseline; the export's own.")] = None,
+    model: Annotated[str | None, typer.Option(help="PyTorch baseline; what was exported.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each backend.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time of a case in a turn.")] = 1.0,
     batches: Annotated[bool, typer.Option(help="Time batches too.")] = True,
@@ -190,6 +206,8 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Time the bundle against PyTorch fp32 and bf16: one process each, turns interleaved.
+
+    Without PyTorch, the bundle's precisions are timed against each other.
 
     Example: `puma-edge bench --rounds 5`
     """

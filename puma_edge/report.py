@@ -31,8 +31,9 @@ def show(values: Mapping[str, Any], as_json: bool) -> None:
 
     table = Table(show_header=False, box=None)
     for name, value in values.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        table.add_row(name, str(text))
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+        table.add_row(name, str(value))
     print_table(table)
 
 

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from puma_edge import __version__
 from puma_edge.bundle import MANIFEST, Bundle, Precision
 from puma_edge.config import SAMPLE, ExportConfig
 from puma_edge.data import load_dataset
@@ -228,7 +227,7 @@ def describe(path: Path) -> dict[str, Any]:
 def examine() -> dict[str, Any]:
     """Versions of what is installed, the engines' providers, and what the rest would need."""
     found: dict[str, Any] = {
-        "puma-edge": __version__,
+        "puma-edge": metadata.version("puma-edge"),
         "python": platform.python_version(),
         "machine": platform.machine(),
         **{names: _readiness(needs) for names, needs in NEEDS.items()},

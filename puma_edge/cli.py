@@ -23,12 +23,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train, shrink and run a layer-pruned multimodal embedder at the edge.",
+    help="Train, shrink and run a layer-pruned multimodal embedder at the edge.\n\n"
+    "`puma-edge demo` runs the whole path on a sample, `puma-edge doctor` says what is installed.",
 )
 
 
 def sample(
-    folder: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write: a new one, or an empty one.")],
     json_: Json = False,
 ) -> None:
     """Write a folder of pictures and texts to play with.
@@ -51,7 +52,10 @@ def info(
 ) -> None:
     """Say what a bundle, an index or a run is.
 
-    Example: `puma-edge info index.npy`
+    Examples:
+    - `puma-edge info bundle/`
+    - `puma-edge info index.npy`
+    - `puma-edge info runs/2026-01-31_120000`
     """
     from puma_edge.commands import describe
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from puma_edge import report
+from puma_edge import report, report_quality
 from puma_edge.cli_options import PARTIAL, Json, Keep, Layers, Seed, Settings, Threads, WithLast
 from puma_edge.config import SAMPLE, ExportConfig, Gate, Ranges, TrainConfig, read_config
 from puma_edge.errors import MissingExtraError, UsageError, require
@@ -18,9 +18,15 @@ from puma_edge.ranks import rank
 
 
 def train(
-    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen-VL.")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder in M-BEIR's format.")] = None,
-    out: Annotated[str | None, typer.Option(help="Run folder; runs/<date> by default.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a Qwen-VL; the sample base by default.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder in M-BEIR's format; the sample by default.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Run folder; by default one in runs/, named by the time.")
+    ] = None,
     keep_layers: Keep = None,
     with_last: WithLast = None,
     layers: Layers = None,
@@ -31,9 +37,13 @@ def train(
 ) -> None:
     """Cut a model to k layers, distil, then train with MAC-Loss; LoRA throughout.
 
-    Without flags: the sample base from 8 to 4 layers on the sample data, in minutes on a CPU.
+    Without flags: the sample base from 8 to 4 layers on the sample data, in minutes on a CPU. The
+    run's folder gets the merged model, recall before and after, and loss.png; a run that was killed
+    goes on when the same line is given again.
 
-    Example: `puma-edge train --model Qwen/Qwen2-VL-2B-Instruct --data mbeir/ --keep-layers 12`
+    Examples:
+    - `puma-edge train`
+    - `puma-edge train --model Qwen/Qwen2-VL-2B-Instruct --data mbeir/ --keep-layers 12`
     """
     require("peft", "train")
     from puma_edge.plots import draw_losses
@@ -59,7 +69,7 @@ def train(
     result = run(settings)
     if rank() > 0:  # the first rank tells for all
         return
-    report.show_training(result, json_)
+    report_quality.show_training(result, json_)
     try:
         draw_losses(result.run, result.run / "loss.png")
     except MissingExtraError as error:
@@ -88,8 +98,12 @@ def export(
         typer.Argument(help="Merged model, run or shape:qwen2-vl-2b; newest run by default."),
     ] = None,
     model_option: Annotated[str | None, typer.Option("--model", help="The same, named.")] = None,
-    out: Annotated[str | None, typer.Option(help="The bundle's folder.")] = None,
-    data: Annotated[str | None, typer.Option(help="Held-out queries, M-BEIR's format.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The bundle's folder; ./bundle by default.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Held-out queries, in M-BEIR's format; the run's own.")
+    ] = None,
     keep_layers: Keep = None,
     with_last: WithLast = None,
     layers: Layers = None,
@@ -103,7 +117,7 @@ def export(
     ] = None,
     trt: Annotated[bool | None, typer.Option("--trt", help="TensorRT engines too.")] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Folder of images and texts for INT8 ranges.")
+        str | None, typer.Option(help="Folder of images and texts for INT8; validation queries.")
     ] = None,
     calibration_items: Annotated[
         int | None, typer.Option(min=8, help="Items read for the INT8 ranges; 256 by default.")
@@ -111,15 +125,18 @@ def export(
     ranges: Annotated[
         Ranges | None, typer.Option(help="How the INT8 ranges are chosen; minmax by default.")
     ] = None,
-    gate: Annotated[Gate | None, typer.Option(help="What a failed parity check does.")] = None,
+    gate: Annotated[
+        Gate | None, typer.Option(help="A failed parity check stops (fail) or is recorded.")
+    ] = None,
     seed: Seed = None,
     config: Settings = None,
     json_: Json = False,
 ) -> None:
     """Write a bundle of ONNX graphs, proved against PyTorch before it replaces an old one.
 
-    Examples: `puma-edge export --int8`,
-    `puma-edge export merged/ --int8 --calibration photos/ --out bundle/`
+    Examples:
+    - `puma-edge export --int8`
+    - `puma-edge export merged/ --int8 --calibration photos/ --out bundle/`
     """
     require("onnxscript", "export")
     require("onnxruntime", "cpu")
@@ -152,9 +169,9 @@ def export(
     try:
         result = run_export(settings, lambda text: print(f"export: {text}", file=sys.stderr))
     except ParityError as error:
-        report.show_export(error.report, json_)
+        report_quality.show_export(error.report, json_)
         raise
-    report.show_export(result, json_)
+    report_quality.show_export(result, json_)
     if not json_:
         print(f"bundle: {result.bundle}, model {result.manifest.model_id}")
     if settings.trt:
@@ -192,14 +209,16 @@ def evaluate(
 
     A bundle may name a precision after an @. Differences are to the first target, query by query.
 
-    Examples: `puma-edge eval bundle`, `puma-edge eval bundle@fp32 bundle@int8 --data mbeir/`
+    Examples:
+    - `puma-edge eval bundle`
+    - `puma-edge eval bundle@fp32 bundle@int8 --data mbeir/ --plot recall.png`
     """
     from puma_edge.commands import EvalConfig, run_eval
     from puma_edge.plots import draw_recall
 
     config = EvalConfig(data, split, k, pool, threads)
     rows = {target: run_eval(target, config) for target in targets or ["bundle"]}
-    report.show_scores(rows, json_)
+    report_quality.show_scores(rows, json_)
     if plot is not None:
         from puma_edge.evaluate import by_task
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from puma_edge import report
+from puma_edge import report, report_speed
 from puma_edge.bundle import Precision
 from puma_edge.cli_options import Json, Threads
 from puma_edge.config import SAMPLE
@@ -20,7 +20,9 @@ def sweep(
     models: Annotated[
         list[str] | None, typer.Argument(help="Merged models or runs; newest run by default.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of bundles and measurements.")] = Path("sweep"),
+    out: Annotated[
+        Path, typer.Option(help="Folder of bundles, measurements and sweep.png.")
+    ] = Path("sweep"),
     data: Annotated[str, typer.Option(help="Folder in M-BEIR's format.")] = SAMPLE,
     split: Annotated[str, typer.Option(help="Queries recall is taken on.")] = "val",
     layers: Annotated[
@@ -51,8 +53,9 @@ def sweep(
 
     A sweep that was stopped goes on where it was. Exit code 1 if nothing keeps the limits.
 
-    Examples: `puma-edge sweep --dim 64 --dim 128 --min-recall 0.98`,
-    `puma-edge sweep run-4/ run-6/ --precision int8 --max-latency 30ms`
+    Examples:
+    - `puma-edge sweep --dim 64 --dim 128 --min-recall 0.98`
+    - `puma-edge sweep run-4/ run-6/ --precision int8 --max-latency 30ms`
     """
     require("onnxscript", "export")
     require("onnxruntime", "cpu")
@@ -78,9 +81,9 @@ def sweep(
     result = run(config, lambda text: print(f"sweep: {text}", file=sys.stderr))
     limited = limit is not None or min_recall is not None
     picked = pick(result.points, limit, min_recall) if limited else None
-    report.show_sweep(result, picked, json_)
+    report_speed.show_sweep(result, picked, json_)
     try:
-        draw_sweep(result.points, picked, out / "sweep.png")
+        draw_sweep(result, picked, out / "sweep.png")
         report.say(f"drawn: {out / 'sweep.png'}")
     except MissingExtraError as error:
         report.say(f"no plot was drawn: {error}")

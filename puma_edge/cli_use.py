@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from puma_edge import report
+from puma_edge import report, report_index, report_quality, report_speed
 from puma_edge.cli_options import (
     PARTIAL,
     BundleFolder,
@@ -28,18 +28,27 @@ def embed(
     bundle: BundleFolder = Path("bundle"),
     runtime: RuntimeOption = Runtime.AUTO,
     precision: PrecisionOption = PrecisionChoice.AUTO,
-    dim: Annotated[int | None, typer.Option(help="Keep this many dimensions.")] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="Keep this many dimensions; all by default.")
+    ] = None,
     dtype: Annotated[Storage, typer.Option(help="How the index stores numbers.")] = Storage.FLOAT32,
     update: Annotated[
-        bool, typer.Option("--update", help="Keep the rows of what has not changed.")
+        bool,
+        typer.Option(
+            "--update", help="Keep the rows of what has not changed since the index at --out."
+        ),
     ] = False,
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
     """Embed a folder into an index; broken files are set aside, and a cut-off run goes on.
 
-    Examples: `puma-edge embed corpus/ --out index.npy`,
-    `puma-edge embed ~/Pictures --out pictures.npy --update`
+    What is written beside index.npy: index.parquet (a line for each row), index.json, and
+    index.quarantine.jsonl if files were set aside, with exit code 3.
+
+    Examples:
+    - `puma-edge embed corpus/ --out index.npy`
+    - `puma-edge embed ~/Pictures --out pictures.npy --update`
     """
     from puma_edge.bundle import Bundle
     from puma_edge.display import Embedding
@@ -54,7 +63,8 @@ def embed(
     engine = open_engine(opened, runtime, precision, threads)
     for warning in (*gate_warning(opened), *dimension_warning(opened, dim)):
         report.say(f"warning: {warning}")
-    report.say(f"{corpus}: {found.seen} items, {found.size / 1e6:.1f} MB, {engine.name}")
+    seen = report.counted(found.seen, "item")
+    report.say(f"{corpus}: {seen}, {found.size / 1e6:.1f} MB, {engine.name}")
     if found.unsupported:
         report.say(f"not supported, passed over: {found.describe_unsupported()}")
     with Embedding(f"embedding {corpus}") as shown:
@@ -67,16 +77,19 @@ def embed(
             Options(dimension=dim, storage=dtype, update=update),
             shown.watch,
         )
-    report.show_embedding(result, out, json_)
+    report_index.show_embedding(result, out, json_)
     if result.quarantined:
-        report.say(f"{result.quarantined} items could not be embedded: {out.stem}.quarantine.jsonl")
+        broken = report.counted(result.quarantined, "item")
+        report.say(f"{broken} could not be embedded: {out.with_suffix('.quarantine.jsonl')}")
         raise typer.Exit(PARTIAL)
 
 
 def search(
     index: Annotated[Path, typer.Argument(help="An index written by embed.")],
-    text: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to look for, or beside.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Words to look for; each is a query.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture, alone or with the words.")] = None,
     queries: Annotated[
         Path | None, typer.Option(help="More queries: a line each, or .jsonl with text, image.")
     ] = None,
@@ -106,9 +119,10 @@ def search(
 ) -> None:
     """Search an index by words, by a picture, by both together, or by one of its rows.
 
-    Examples: `puma-edge search index.npy "a fox" --top 5`,
-    `puma-edge search index.npy --image q.jpg --sheet hits.png`,
-    `puma-edge search index.npy "a fox" --modality image --where lang=en --threshold 0.3`
+    Examples:
+    - `puma-edge search index.npy "a fox" --top 5`
+    - `puma-edge search index.npy --image q.jpg --sheet hits.png`
+    - `puma-edge search index.npy "a fox" --modality image --where lang=en --threshold 0.3`
     """
     from puma_edge.find import FindConfig, find
     from puma_edge.runtimes.filters import Filters, parse_where
@@ -132,7 +146,7 @@ def search(
     answer = find(index, config)
     for warning in answer.warnings:
         report.say(f"warning: {warning}")
-    report.show_hits(answer.queries, answer.hits, json_)
+    report_index.show_hits(answer.queries, answer.hits, json_)
     if sheet is not None:
         from puma_edge.runtimes.sheet import draw_sheet, sheet_row
 
@@ -151,11 +165,13 @@ def convert(
 ) -> None:
     """Convert an index for faster search or fewer bytes, and say what recall it costs.
 
-    Examples: `puma-edge convert index.npy --to int8`, `puma-edge convert index.npy --to fp16`
+    Examples:
+    - `puma-edge convert index.npy --to int8`
+    - `puma-edge convert index.npy --to fp16`
     """
     from puma_edge.runtimes.convert import convert as run
 
-    report.show_conversion(run(index, to), json_)
+    report_index.show_conversion(run(index, to), json_)
 
 
 def check(
@@ -165,19 +181,21 @@ def check(
 ) -> None:
     """Check every precision of a bundle on this device against the embeddings it carries.
 
+    Exit code 1 if one of them fails.
+
     Example: `puma-edge check bundle/`
     """
     from puma_edge.commands import run_check
 
     rows = run_check(bundle, threads)
-    report.show_check(rows, json_)
+    report_quality.show_check(rows, json_)
     if not all(row["passed"] for row in rows):
         raise typer.Exit(1)
 
 
 def bench(
     bundle: BundleFolder = Path("bundle"),
-    model: Annotated[str | None, typer.Option(help="PyTorch baseline; the export's own.")] = None,
+    model: Annotated[str | None, typer.Option(help="PyTorch baseline; what was exported.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each backend.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time of a case in a turn.")] = 1.0,
     batches: Annotated[bool, typer.Option(help="Time batches too.")] = True,
@@ -188,6 +206,8 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Time the bundle against PyTorch fp32 and bf16: one process each, turns interleaved.
+
+    Without PyTorch, the bundle's precisions are timed against each other.
 
     Example: `puma-edge bench --rounds 5`
     """
@@ -209,7 +229,7 @@ def bench(
     if progress is not None:
         progress.close()
     out.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    report.show_bench(result, json_)
+    report_speed.show_bench(result, json_)
     try:
         draw_bench(result, out.with_suffix(".png"))
     except MissingExtraError as error:

@@ -21,7 +21,7 @@ from puma_edge.export.probe import Probe, read_probe
 from puma_edge.inputs import InputSpec
 from puma_edge.metrics import Pool
 from puma_edge.progress import Progress
-from puma_edge.run_folder import METRICS
+from puma_edge.run_folder import METRICS, SETTINGS
 from puma_edge.runtimes.derived import present_forms
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
@@ -41,6 +41,13 @@ PACKAGES = {
     "cykooz_resizer": "fast",
     "tensorrt": "trt",
     "matplotlib": "plot",
+}
+
+# What the commands cannot do without; `gpu` in the place of `cpu` where there is a GPU.
+NEEDS = {
+    "embed, search, check": ("onnxruntime",),
+    "train, merge": ("torch", "transformers", "peft"),
+    "export, sweep": ("onnxruntime", "torch", "onnx", "onnxscript"),
 }
 
 
@@ -211,13 +218,20 @@ def describe(path: Path) -> dict[str, Any]:
     if (path / METRICS).is_file():
         metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
         means = {name: round(row["mean"], 4) for name, row in metrics["recall"].items()}
-        return {"kind": "run", "mean recall@5": means}
+        settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+        known = {name: settings[name] for name in ("model", "data")}
+        return {"kind": "run", **known, "mean recall@5": means}
     raise PumaError(f"{path} is no bundle, no index (.npy) and no finished run")
 
 
 def examine() -> dict[str, Any]:
     """Versions of what is installed, the engines' providers, and what the rest would need."""
-    found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
+    found: dict[str, Any] = {
+        "puma-edge": metadata.version("puma-edge"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{names: _readiness(needs) for names, needs in NEEDS.items()},
+    }
     for name, extra in PACKAGES.items():
         if find_spec(name) is None:
             found[name] = f"not installed: pip install 'puma-edge[{extra}]'"
@@ -228,6 +242,12 @@ def examine() -> dict[str, Any]:
 
         found["providers"] = ", ".join(onnxruntime.get_available_providers())
     return found
+
+
+def _readiness(needs: tuple[str, ...]) -> str:
+    """Whether these packages are there, or what brings those that are not."""
+    extras = dict.fromkeys(PACKAGES[name] for name in needs if find_spec(name) is None)
+    return f"pip install 'puma-edge[{','.join(extras)}]'" if extras else "ready"
 
 
 def _is_gpu_build(name: str) -> bool:

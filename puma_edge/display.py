@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from puma_edge.progress import Progress
-from puma_edge.report import say
+from puma_edge.report import counted, say
 from puma_edge.runtimes.watch import Progress as Done
 from puma_edge.runtimes.watch import Start, Watch
 
@@ -21,13 +21,14 @@ class Embedding:
     def _begin(self, start: Start) -> None:
         resumed = f", {start.resumed} are there from a run before" if start.resumed else ""
         guess = "" if start.seconds is None else f", about {duration(start.seconds)}"
-        say(f"to embed: {start.items} different items, {start.size / 1e6:.1f} MB{guess}{resumed}")
+        items = counted(start.items, "different item")
+        say(f"to embed: {items}, {start.size / 1e6:.1f} MB{guess}{resumed}")
         self._progress = Progress(self._title, start.items + start.resumed)
 
     def _update(self, state: Done) -> None:
         self._kept, self._total = state.kept, state.total
         if self._progress is not None:
-            self._progress.update(state.done, f"of {state.total} different")
+            self._progress.update(state.done)
 
     def __enter__(self) -> Embedding:
         """The display itself."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from puma_edge.bench import BASELINES, BenchReport
 from puma_edge.data import TASK_NAMES
 from puma_edge.errors import require
 from puma_edge.trade import Point
 
+if TYPE_CHECKING:  # it comes with the export, and so with torch
+    from puma_edge.sweep import SweepReport
+
 COLOURS = ["#9aa5b1", "#616e7c", "#63b3ed", "#2b6cb0"]
+PRECISIONS = {"fp32": "#616e7c", "fp16": "#63b3ed", "int8": "#2b6cb0", "int8-trt": "#805ad5"}
 
 
 def _pyplot() -> Any:
@@ -46,12 +50,14 @@ def draw_losses(run: Path, out: Path) -> None:
         above.set_title(title, fontsize=10)
         below.plot(steps, [row["learning_rate"] for row in rows], color="#616e7c")
         below.set_xlabel("step")
+        below.ticklabel_format(axis="y", scilimits=(0, 0))
         if "tau_hard" in rows[0]:
             right = below.twinx()
             for name, colour in (("tau_hard", "#c05621"), ("tau_norm", "#dd9c6b")):
                 right.plot(steps, [row[name] for row in rows], color=colour, label=name)
             right.set_ylim(0, 0.035)
-            right.legend(fontsize=7, frameon=False)
+            right.set_ylabel("temperature")
+            right.legend(fontsize=7, frameon=False, loc=(0.1, 0.05))
             right.spines[["top"]].set_visible(False)
         for plot in (above, below):
             plot.spines[["top", "right"]].set_visible(False)
@@ -109,54 +115,60 @@ def draw_recall(rows: Mapping[str, Mapping[int, float]], out: Path) -> None:
     plot.set_ylim(0, 1)
     plot.set_ylabel("recall")
     plot.spines[["top", "right"]].set_visible(False)
-    plot.legend(frameon=False, fontsize=8, loc="upper center", ncols=4, bbox_to_anchor=(0.5, 1.15))
+    plot.legend(frameon=False, fontsize=8, loc="lower center", ncols=4, bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
     figure.savefig(out, dpi=150)
     pyplot.close(figure)
 
 
-def draw_sweep(points: Sequence[Point], picked: Point | None, out: Path) -> None:
+def draw_sweep(report: SweepReport, picked: Point | None, out: Path) -> None:
     """Recall against the slower query's latency, the best trades joined by a line, as PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     pyplot = _pyplot()
-    figure, plot = pyplot.subplots(figsize=(7, 4.2))
-    best = [one for one in points if one.best]
-    plot.step(
-        [one.latency_ms for one in best],
-        [one.recall for one in best],
-        where="post",
-        color="#9aa5b1",
-        linewidth=1,
-        zorder=1,
-    )
-    colours = dict(zip(sorted({one.precision for one in points}), COLOURS, strict=False))
-    for precision, colour in colours.items():
-        some = [one for one in points if one.precision == precision]
-        plot.scatter(
-            [one.latency_ms for one in some],
-            [one.recall for one in some],
-            color=colour,
-            label=precision,
-            s=[46 if one.best else 16 for one in some],
-            zorder=2,
-        )
+    figure, plot = pyplot.subplots(figsize=(7.5, 4.8))
+    best = [one for one in report.points if one.best]
+    places = [one.latency_ms for one in best], [one.recall for one in best]
+    plot.step(*places, where="post", color="#9aa5b1", linewidth=1, zorder=1, label="best trades")
+    for precision, colour in PRECISIONS.items():
+        some = [one for one in report.points if one.precision == precision]
+        if some:
+            plot.scatter(
+                [one.latency_ms for one in some],
+                [one.recall for one in some],
+                color=colour,
+                label=precision,
+                s=[46 if one.best else 16 for one in some],
+                zorder=2,
+            )
     for one in best:
-        name = f"{one.layers} layers, {one.pixels} px, {one.dimension}"
-        plot.annotate(
-            name, (one.latency_ms, one.recall), (5, -10), textcoords="offset points", fontsize=7
-        )
+        # Above and left of a best trade there is no point: it would be a better one.
+        name = f"{one.layers} layers, {one.pixels:,} px, {one.dimension} dim. "
+        where = (one.latency_ms, one.recall)
+        plot.annotate(name, where, (-4, 3), textcoords="offset points", fontsize=7, ha="right")
     if picked is not None:
         plot.scatter(
-            picked.latency_ms, picked.recall, s=160, facecolors="none", edgecolors="#c05621"
+            picked.latency_ms,
+            picked.recall,
+            s=160,
+            facecolors="none",
+            edgecolors="#c05621",
+            label="picked",
         )
     plot.set_xlabel("the slower of one text and one picture query, median ms")
     plot.set_ylabel("mean recall")
-    plot.margins(x=0.15, y=0.12)
+    plot.margins(x=0.06, y=0.1)
+    left, right = plot.get_xlim()
+    plot.set_xlim(left - 0.25 * (right - left), right)  # room for the first name
     plot.spines[["top", "right"]].set_visible(False)
-    plot.legend(frameon=False, fontsize=8, loc="lower right")
+    legend = plot.legend(
+        frameon=False, fontsize=8, loc="lower center", ncols=6, bbox_to_anchor=(0.5, 1.0)
+    )
+    for handle in legend.legend_handles[1:]:
+        handle.set_sizes([30])
+    figure.suptitle(f"{report.device}, {report.threads} threads", fontsize=10)
     figure.tight_layout()
     figure.savefig(out, dpi=150)
     pyplot.close(figure)

@@ -31,6 +31,8 @@ from puma_edge.trade import Point, front
 from puma_edge.train import open_data
 
 STATE, BUNDLES = "sweep.json", "bundles"
+# What a bundle's own gate looks at: a sweep measures the recall of all queries itself.
+JUDGED_QUERIES, JUDGED_DOCUMENTS = 50, 500
 TEXT = Case("text", 1, 32, image=False)
 # Larger than the largest budget: what is left of it is what the budget allows.
 IMAGE = Case("image", 1, 0, image=True, edge=1024)
@@ -150,6 +152,8 @@ def _bundle(config: SweepConfig, model: str, layers: int, pixels: int, step: Ste
         int8=Precision.INT8 in config.precisions,
         int8_trt=Precision.INT8_TRT in config.precisions,
         gate=Gate.REPORT,
+        judged_queries=JUDGED_QUERIES,
+        judged_documents=JUDGED_DOCUMENTS,
     )
     name = "-".join(
         [

@@ -12,9 +12,11 @@ from puma_edge.resize import Resizer
 from puma_edge.runtimes.documents import Document
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.feeder import prepare
+from puma_edge.runtimes.plan import Budget
 
 SHORT = 64  # items: what is over before it could be estimated
 _TRIED = 4  # items of each modality
+_BATCH = Budget().least  # tokens and patches: larger batches are no quicker
 
 
 def estimate(
@@ -27,8 +29,9 @@ def estimate(
 ) -> float | None:
     """Guess the seconds that these documents will take; None for a few, or where none can be read.
 
-    Items from the whole range are tried, one by one as no batch is planned yet: so it guesses high
-    where batches are quicker.
+    Items from the whole range are tried, each in a batch of its like: alone, small ones would take
+    several times as long as they will. The first call of anything is not timed: it may import a
+    decoder, load a graph, or make room.
     """
     if len(documents) < SHORT:
         return None
@@ -38,6 +41,7 @@ def estimate(
         if not these:
             continue
         chosen = these[:: max(1, len(these) // _TRIED)][:_TRIED]
+        prepare(root, chosen[0], spec, resizer)
         began = time.perf_counter()
         entries = [prepare(root, item, spec, resizer) for item in chosen]
         reading = (time.perf_counter() - began) / len(chosen) / max(1, feeders)
@@ -49,8 +53,13 @@ def estimate(
 
 def _encoding(spec: InputSpec, encoder: Encoder, entries: Sequence[Encoded]) -> float:
     """Time the encoder: seconds an item."""
-    encoder.encode(spec.collate(entries[:1]))  # the first call makes room, and may load a graph
-    began = time.perf_counter()
-    for entry in entries:
-        encoder.encode(spec.collate([entry]))
-    return (time.perf_counter() - began) / len(entries)
+    costs = [entry.length + sum(len(image.pixels) for image in entry.images) for entry in entries]
+    counts = [max(1, _BATCH // cost) for cost in costs]
+    batches = [spec.collate([entry] * n) for entry, n in zip(entries, counts, strict=True)]
+    encoder.encode(batches[costs.index(max(costs))])
+    seconds = 0.0
+    for batch in batches:
+        began = time.perf_counter()
+        encoder.encode(batch)
+        seconds += (time.perf_counter() - began) / len(batch)
+    return seconds / len(batches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,13 +14,13 @@ import numpy as np
 from puma_edge.errors import PumaError
 from puma_edge.inputs import Encoded, Float32, InputSpec
 from puma_edge.resize import Resizer, best_resizer
-from puma_edge.runtimes.documents import Corpus, Document, Quarantined
+from puma_edge.runtimes.documents import Corpus, Quarantined
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.estimate import estimate
 from puma_edge.runtimes.feeder import feed
 from puma_edge.runtimes.files import disk_errors
 from puma_edge.runtimes.plan import Budget, Cost, batches, windows
-from puma_edge.runtimes.shards import Shard, ShardStore
+from puma_edge.runtimes.shards import Batches, Shard, ShardStore
 from puma_edge.runtimes.update import Earlier
 from puma_edge.runtimes.vectors import Storage, shorten
 from puma_edge.runtimes.watch import Progress, Start, Watch
@@ -93,27 +93,59 @@ class Run:
                 self.resumed += len(shard.vectors)
                 self.kept += len(window)
                 self._tick(window)
+        begun = self._read_begun(missing)
         todo = [[self.documents[item] for item in self.plan[number]] for number in missing]
-        self._begin([item for window in todo for item in window])
+        self._begin(missing, begun)
         feeders, resizer = self.settings.feeders, self.settings.resizer
         with closing(feed(self.corpus.root, self.spec, todo, feeders, resizer)) as fed:
             for number, entries in zip(missing, fed, strict=True):
-                shard = self._encode(self.plan[number], entries)
-                with disk_errors(self.store.folder):
-                    self.store.write(self.keys[number], shard)
-                self.kept += len(entries)
+                done = begun.get(number, {})
+                known = _size(done)
+                try:
+                    shard = self._encode(self.plan[number], entries, done)
+                    with disk_errors(self.store.folder):
+                        self.store.write(self.keys[number], shard)
+                except KeyboardInterrupt:
+                    self._keep(number, done, known)
+                    raise
+                self.kept += len(entries) - known
                 self._tell()
 
-    def _begin(self, documents: Sequence[Document]) -> None:
+    def _read_begun(self, missing: Sequence[int]) -> dict[int, Batches]:
+        """Batches of windows in which a run was stopped, by the window's number."""
+        found = {number: self.store.read_begun(self.keys[number]) for number in missing}
+        begun = {number: done for number, done in found.items() if done}
+        known = sum(_size(done) for done in begun.values())
+        self.resumed += known
+        self.kept += known
+        return begun
+
+    def _keep(self, number: int, done: Batches, known: int) -> None:
+        """Keep the batches of a window that is stopped now; `known` rows of it were kept before."""
+        if _size(done) > known:
+            with disk_errors(self.store.folder):
+                self.store.write_begun(self.keys[number], done)
+            self.kept += _size(done) - known
+            self._tell()
+
+    def _begin(self, missing: Sequence[int], begun: Mapping[int, Batches]) -> None:
         if self.watch.begin is None:
             return
+        documents = []
+        for number in missing:
+            known = {place for places in begun.get(number, ()) for place in places}
+            window = enumerate(self.plan[number])
+            documents += [self.documents[item] for place, item in window if place not in known]
         feeders, resizer = self.settings.feeders, self.settings.resizer
         root = self.corpus.root
         seconds = estimate(root, self.spec, self.encoder, documents, feeders, resizer)
         size = sum(item.size for item in documents)
         self.watch.begin(Start(len(documents), size, self.resumed, seconds))
 
-    def _encode(self, window: Sequence[int], entries: Sequence[Encoded | str]) -> Shard:
+    def _encode(
+        self, window: Sequence[int], entries: Sequence[Encoded | str], done: Batches
+    ) -> Shard:
+        """Embed a window; `done` holds batches that are known, and gets those that are made."""
         failed = {place: entry for place, entry in enumerate(entries) if isinstance(entry, str)}
         ready = [
             (place, entry) for place, entry in enumerate(entries) if isinstance(entry, Encoded)
@@ -122,19 +154,25 @@ class Run:
         vectors = np.zeros((len(entries), self.encoder.dimension), np.float32)
         costs = [Cost(entry.length, sum(len(i.pixels) for i in entry.images)) for _, entry in ready]
         for batch in batches(costs, self.settings.budget):
-            places = [ready[item][0] for item in batch]
-            result = self.encoder.encode(self.spec.collate([ready[item][1] for item in batch]))
-            if result.shape != (len(batch), self.encoder.dimension):
-                raise PumaError(
-                    f"{self.encoder.provider} returned embeddings of shape {result.shape}, "
-                    f"expected {(len(batch), self.encoder.dimension)}; export the bundle again"
-                )
-            vectors[places] = result
-            for place in np.asarray(places)[~np.isfinite(result).all(axis=1)]:
+            places = tuple(ready[item][0] for item in batch)
+            if places not in done:
+                done[places] = self._rows([ready[item][1] for item in batch])
+            vectors[list(places)] = done[places]
+            for place in np.asarray(places)[~np.isfinite(done[places]).all(axis=1)]:
                 failed[int(place)] = "the model gave no finite embedding; try --precision fp32"
             self._tick([window[place] for place in places])
         kept = [place for place in range(len(entries)) if place not in failed]
         return Shard(vectors[kept], dict(sorted(failed.items())))
+
+    def _rows(self, items: Sequence[Encoded]) -> Float32:
+        """Embed one batch: [items, d]."""
+        rows = self.encoder.encode(self.spec.collate(items))
+        if rows.shape != (len(items), self.encoder.dimension):
+            raise PumaError(
+                f"{self.encoder.provider} returned embeddings of shape {rows.shape}, "
+                f"expected {(len(items), self.encoder.dimension)}; export the bundle again"
+            )
+        return np.array(rows, np.float32)  # of our own: an engine may use its memory again
 
     def outcome(self) -> Outcome:
         """Put together what became of each document, from the shards."""
@@ -187,6 +225,10 @@ class Run:
         if self.watch.progress is not None:
             now = Progress(self.done, self.total, self.done_bytes, self.total_bytes, self.kept)
             self.watch.progress(now)
+
+
+def _size(done: Batches) -> int:
+    return sum(len(places) for places in done)
 
 
 def _identity(spec: InputSpec, encoder: Encoder, stamp: Stamp, settings: Settings) -> str:

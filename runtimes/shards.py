@@ -15,6 +15,8 @@ from puma_edge.runtimes.files import write_array, write_bytes
 
 SHARD_VERSION = 1
 
+Batches = dict[tuple[int, ...], Float32]
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -58,17 +60,12 @@ class ShardStore:
 
     def read(self, key: str, size: int) -> Shard | None:
         """Take up the shard of a window of `size` documents; None where there is no whole one."""
-        path = self.folder / f"{key}.npy"
-        if not path.is_file():
-            return None
+        vectors = self._array(f"{key}.npy")
         try:
-            with path.open("rb") as file:
-                vectors = np.lib.format.read_array(file, allow_pickle=False)
-            failed = self.failed(key)
-        # A power cut can leave a damaged file; it is computed again.
-        except (OSError, ValueError, EOFError):
+            failed = {} if vectors is None else self.failed(key)
+        except (OSError, ValueError):
             return None
-        if vectors.dtype != np.float32 or vectors.shape != (size - len(failed), self._dimension):
+        if vectors is None or len(vectors) != size - len(failed):
             return None
         return Shard(vectors, failed)
 
@@ -76,3 +73,39 @@ class ShardStore:
         """List what failed in a shard: place in its window -> reason."""
         values = json.loads((self.folder / f"{key}.json").read_bytes())
         return {int(place): str(reason) for place, reason in values.items()}
+
+    def write_begun(self, key: str, done: Batches) -> None:
+        """Keep the batches of a window that was stopped: places in it -> their rows."""
+        places = json.dumps(list(done))
+        write_bytes(self.folder / f"{key}.begun.json", places.encode())
+        write_array(self.folder / f"{key}.begun.npy", np.concatenate(list(done.values())))
+
+    def read_begun(self, key: str) -> Batches:
+        """Take up the batches of a window that was stopped; none where none are whole.
+
+        A batch is known by all its places: what was computed in other company has other bytes.
+        """
+        rows = self._array(f"{key}.begun.npy")
+        if rows is None:
+            return {}
+        try:
+            places = json.loads((self.folder / f"{key}.begun.json").read_bytes())
+            if sum(len(batch) for batch in places) != len(rows):
+                return {}
+            ends = np.cumsum([len(batch) for batch in places])[:-1]
+            return dict(zip(map(tuple, places), np.split(rows, ends), strict=True))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _array(self, name: str) -> Float32 | None:
+        """Read rows of this store's dimension; None where there are none, or damaged ones.
+
+        A power cut can leave a damaged file; what it held is computed again.
+        """
+        try:
+            with (self.folder / name).open("rb") as file:
+                rows: Float32 = np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        fits = rows.dtype == np.float32 and rows.ndim == 2 and rows.shape[1] == self._dimension
+        return rows if fits else None

@@ -172,6 +172,45 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path, small_windows: None) -> None:
     assert contents(out) == contents(tmp_path / "whole" / "index.npy")
 
 
+@pytest.mark.parametrize("stops", [(1,), (3,), (1, 1, 2, 1), (5, 2)])
+def test_ctrl_c_keeps_the_batches_of_the_open_window(tmp_path: Path, stops: tuple[int]) -> None:
+    """All 32 texts are one window of eight batches; each run adds some and is stopped."""
+    root, out = mixed(tmp_path / "corpus", texts=30), tmp_path / "index.npy"
+    small = Settings(budget=Budget(text_tokens=100, least=0))
+    embed(root, tmp_path / "whole" / "index.npy", small)
+    kept = 0
+    for stop in stops:
+        seen: list[Progress] = []
+        dies = Dies(stop, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            embed_corpus(
+                scan(root), out, small_spec(), dies, STAMP, small, Watch(progress=seen.append)
+            )
+        kept += sum(dies.batches)
+        assert seen[-1].kept == seen[-1].done == kept
+    told: list[Start] = []
+    encoder = HashEncoder()
+    report = embed_corpus(
+        scan(root), out, small_spec(), encoder, STAMP, small, Watch(begin=told.append)
+    )
+    assert report.resumed == told[0].resumed == kept
+    assert sum(encoder.batches) == report.embedded - kept
+    assert contents(out) == contents(tmp_path / "whole" / "index.npy")
+
+
+@pytest.mark.parametrize("name", ["*.begun.npy", "*.begun.json"])
+def test_a_damaged_begun_window_is_computed_again(tmp_path: Path, name: str) -> None:
+    root, out = mixed(tmp_path / "corpus", texts=30), tmp_path / "index.npy"
+    small = Settings(budget=Budget(text_tokens=100, least=0))
+    embed(root, tmp_path / "whole" / "index.npy", small)
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(scan(root), out, small_spec(), Dies(4, KeyboardInterrupt()), STAMP, small)
+    (path,) = out.with_name("index.npy.partial").glob(name)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert embed(root, out, small).resumed == 0
+    assert contents(out) == contents(tmp_path / "whole" / "index.npy")
+
+
 def test_a_run_says_first_what_it_will_do(tmp_path: Path, small_windows: None) -> None:
     root, out = mixed(tmp_path / "corpus", texts=90), tmp_path / "index.npy"
     told: list[Start | Progress] = []

@@ -14,6 +14,7 @@ from puma_edge.cli_sweep import milliseconds
 from puma_edge.errors import UsageError
 from puma_edge.sample import base_folder
 from puma_edge.trade import Point, front, pick
+from tests.checkout import run_python
 from tests.commands import puma
 
 
@@ -75,6 +76,21 @@ def test_times(text: str, expected: float) -> None:
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(UsageError, match="expected a time"):
         milliseconds(text)
+
+
+def test_peak_memory_is_the_process_own(tmp_path: Path) -> None:
+    """A process inherits what its parent has taken, and with it what `getrusage` tells."""
+    child = "from puma_edge.bench_worker import peak_bytes; print(peak_bytes())"
+    parent = f"""
+import subprocess, sys
+import numpy as np
+held = np.ones(2**27)  # 1 GiB
+found = subprocess.run([sys.executable, "-c", {child!r}], capture_output=True, check=True)
+from puma_edge.bench_worker import peak_bytes
+print(int(found.stdout), peak_bytes())
+"""
+    child_bytes, parent_bytes = map(int, run_python("-c", parent, cwd=tmp_path).split())
+    assert child_bytes < 2**29 < 2**30 < parent_bytes
 
 
 def test_a_sweep_measures_once_and_picks(tmp_path: Path, small_data: Path) -> None:

@@ -40,6 +40,9 @@ PACKAGES = {
     "simplejpeg": "fast",
     "cykooz_resizer": "fast",
     "tensorrt": "trt",
+    "qdrant_client": "qdrant",
+    "lancedb": "lancedb",
+    "pymilvus": "milvus",
     "matplotlib": "plot",
 }
 

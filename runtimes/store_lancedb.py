@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -37,6 +38,7 @@ class LanceStore:
             PumaError: it cannot be opened.
 
         """
+        os.environ.setdefault("LANCE_LOG", "error")  # it warns that a new table is not there yet
         lancedb = require("lancedb", "lancedb")
         self._address = address
         with self._errors():

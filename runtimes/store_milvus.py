@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -40,6 +41,8 @@ class MilvusStore:
                 f"Milvus at {address.shown}: give http://HOST:19530, or a file that ends in .db"
             )
         pymilvus = require("pymilvus", "milvus")
+        # What it logs as errors it raises too, and one line is enough.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         if not address.remote:
             require("milvus_lite", "milvus")
         self._types = pymilvus.DataType

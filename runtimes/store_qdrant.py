@@ -48,8 +48,8 @@ class QdrantStore:
         if not address.remote:
             check_folder(Path(address.url))
         with self._errors(), warnings.catch_warnings():
-            # A remark on the server's version, which costs a request; and on local mode's size.
-            warnings.simplefilter("ignore")
+            if not address.remote:
+                warnings.simplefilter("ignore")  # that local mode is for few rows: docs/scale.md
             where = {"url": address.url} if address.remote else {"path": address.url}
             key = {"api_key": address.key, "timeout": _SECONDS} if address.remote else {}
             self._client = client.QdrantClient(**where, **key, check_compatibility=False)

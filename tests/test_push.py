@@ -166,7 +166,7 @@ def test_a_killed_push_goes_on_and_ends_with_exactly_the_rows(kind: Kind, tmp_pa
     url, ends = place(kind, tmp_path), []
     for seconds in (0.02, 0.1):
         line = [sys.executable, "-c", KILLED, kind.value, url, str(index.path), str(seconds)]
-        ends.append(subprocess.run(line, capture_output=True, timeout=300, check=False).returncode)
+        ends.append(subprocess.run(line, capture_output=True, timeout=600, check=False).returncode)
     with opened(kind, tmp_path) as store:
         done = push(index, store, SMALL)
         assert -9 in ends

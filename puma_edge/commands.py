@@ -43,6 +43,7 @@ PACKAGES = {
     "qdrant_client": "qdrant",
     "lancedb": "lancedb",
     "pymilvus": "milvus",
+    "ray": "ray",
     "matplotlib": "plot",
 }
 

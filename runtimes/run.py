@@ -9,8 +9,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from puma_edge.errors import PumaError
 from puma_edge.inputs import Encoded, Float32, InputSpec
 from puma_edge.resize import Resizer, best_resizer
@@ -19,11 +17,13 @@ from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.estimate import estimate
 from puma_edge.runtimes.feeder import feed
 from puma_edge.runtimes.files import disk_errors
-from puma_edge.runtimes.plan import Budget, Cost, batches, windows
+from puma_edge.runtimes.fleet import Fleet, Recipe
+from puma_edge.runtimes.plan import Budget, windows
 from puma_edge.runtimes.shards import Shard, ShardStore
 from puma_edge.runtimes.update import Earlier
 from puma_edge.runtimes.vectors import Storage, shorten
 from puma_edge.runtimes.watch import Progress, Start, Watch
+from puma_edge.runtimes.window import encode_window
 from puma_edge.runtimes.writer import Outcome
 
 
@@ -95,6 +95,9 @@ class Run:
                 self._tick(window)
         todo = [[self.documents[item] for item in self.plan[number]] for number in missing]
         self._begin([item for window in todo for item in window])
+        if isinstance(self.encoder, Fleet):
+            self._collect(self.encoder, missing, todo)
+            return
         feeders, resizer = self.settings.feeders, self.settings.resizer
         with closing(feed(self.corpus.root, self.spec, todo, feeders, resizer)) as fed:
             for number, entries in zip(missing, fed, strict=True):
@@ -114,27 +117,24 @@ class Run:
         self.watch.begin(Start(len(documents), size, self.resumed, seconds))
 
     def _encode(self, window: Sequence[int], entries: Sequence[Encoded | str]) -> Shard:
-        failed = {place: entry for place, entry in enumerate(entries) if isinstance(entry, str)}
-        ready = [
-            (place, entry) for place, entry in enumerate(entries) if isinstance(entry, Encoded)
-        ]
-        self._tick([window[place] for place in failed])
-        vectors = np.zeros((len(entries), self.encoder.dimension), np.float32)
-        costs = [Cost(entry.length, sum(len(i.pixels) for i in entry.images)) for _, entry in ready]
-        for batch in batches(costs, self.settings.budget):
-            places = [ready[item][0] for item in batch]
-            result = self.encoder.encode(self.spec.collate([ready[item][1] for item in batch]))
-            if result.shape != (len(batch), self.encoder.dimension):
-                raise PumaError(
-                    f"{self.encoder.provider} returned embeddings of shape {result.shape}, "
-                    f"expected {(len(batch), self.encoder.dimension)}; export the bundle again"
-                )
-            vectors[places] = result
-            for place in np.asarray(places)[~np.isfinite(result).all(axis=1)]:
-                failed[int(place)] = "the model gave no finite embedding; try --precision fp32"
+        def tick(places: Sequence[int]) -> None:
             self._tick([window[place] for place in places])
-        kept = [place for place in range(len(entries)) if place not in failed]
-        return Shard(vectors[kept], dict(sorted(failed.items())))
+
+        return encode_window(entries, self.spec, self.encoder, self.settings.budget, tick)
+
+    def _collect(
+        self, fleet: Fleet, missing: Sequence[int], todo: Sequence[Sequence[Document]]
+    ) -> None:
+        """Have the windows embedded elsewhere, and keep each shard as it comes."""
+        settings = self.settings
+        recipe = Recipe(settings.budget, settings.feeders, settings.resizer)
+        with closing(fleet.shards(self.corpus.root, todo, recipe)) as done:
+            for place, shard in done:
+                number = missing[place]
+                with disk_errors(self.store.folder):
+                    self.store.write(self.keys[number], shard)
+                self.kept += len(self.plan[number])
+                self._tick(self.plan[number])
 
     def outcome(self) -> Outcome:
         """Put together what became of each document, from the shards."""

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from puma_edge import cli_build, cli_sweep, cli_use, report
+from puma_edge import cli_build, cli_push, cli_sweep, cli_use, report
 from puma_edge.cli_options import Json
 from puma_edge.errors import PumaError, UsageError
 
@@ -93,6 +93,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": cli_use.embed,
     "search": cli_use.search,
     "convert": cli_use.convert,
+    "push": cli_push.push,
     "bench": cli_use.bench,
     "eval": cli_build.evaluate,
     "check": cli_use.check,

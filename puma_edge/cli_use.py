@@ -18,11 +18,12 @@ from puma_edge.cli_options import (
     Threads,
 )
 from puma_edge.prompts import Modality
-from puma_edge.runtimes.engine import PrecisionChoice, Runtime
+from puma_edge.runtimes.engine import PrecisionChoice, Runtime, Spread
 from puma_edge.runtimes.vectors import Form, Storage, Target
 
 
 def embed(
+    context: typer.Context,
     corpus: Annotated[Path, typer.Argument(help="Folder of images and texts, searched whole.")],
     out: Annotated[Path, typer.Option(help="The index to write.")] = Path("index.npy"),
     bundle: BundleFolder = Path("bundle"),
@@ -38,6 +39,15 @@ def embed(
             "--update", help="Keep the rows of what has not changed since the index at --out."
         ),
     ] = False,
+    spread: Annotated[
+        Spread, typer.Option("--engine", help="ray: on the machines of a Ray cluster.")
+    ] = Spread.LOCAL,
+    ray_address: Annotated[
+        str | None, typer.Option(help="The cluster, as auto or HOST:6379; else Ray starts here.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Encoders on the cluster; one a machine by default.")
+    ] = None,
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
@@ -49,6 +59,7 @@ def embed(
     Examples:
     - `puma-edge embed corpus/ --out index.npy`
     - `puma-edge embed ~/Pictures --out pictures.npy --update`
+    - `puma-edge embed /shared/corpus --engine ray --ray-address auto`
     """
     from puma_edge.bundle import Bundle
     from puma_edge.display import Embedding
@@ -56,11 +67,13 @@ def embed(
     from puma_edge.runtimes.corpus import scan
     from puma_edge.runtimes.embedder import Settings as Options
     from puma_edge.runtimes.embedder import Stamp, embed_corpus
-    from puma_edge.runtimes.engine import open_engine
+    from puma_edge.spread import SpreadConfig, open_spread
 
     opened = Bundle.open(bundle)
     found = scan(corpus)
-    engine = open_engine(opened, runtime, precision, threads)
+    where = SpreadConfig(spread, ray_address, actors, runtime, precision, threads)
+    # Let go of when the command ends, however it does.
+    engine = context.with_resource(open_spread(opened, where))
     for warning in (*gate_warning(opened), *dimension_warning(opened, dim)):
         report.say(f"warning: {warning}")
     seen = report.counted(found.seen, "item")

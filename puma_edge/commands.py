@@ -40,6 +40,10 @@ PACKAGES = {
     "simplejpeg": "fast",
     "cykooz_resizer": "fast",
     "tensorrt": "trt",
+    "qdrant_client": "qdrant",
+    "lancedb": "lancedb",
+    "pymilvus": "milvus",
+    "ray": "ray",
     "matplotlib": "plot",
 }
 

@@ -12,7 +12,9 @@ from puma_edge.report import new_table, print_json, print_table
 if TYPE_CHECKING:  # each comes in with the command that makes it
     from puma_edge.runtimes.convert import Conversion
     from puma_edge.runtimes.embedder import Report
+    from puma_edge.runtimes.push import Pushed
     from puma_edge.runtimes.searcher import Hit, Query
+    from puma_edge.runtimes.store import Address
 
 
 def show_embedding(report: Report, out: Path, as_json: bool) -> None:
@@ -69,3 +71,21 @@ def show_conversion(made: Conversion, as_json: bool) -> None:
     print(
         f"recall@10 {made.recall:.4f} of the rows as they were, {made.queries} of them as queries"
     )
+
+
+def show_push(done: Pushed, address: Address, as_json: bool) -> None:
+    """What was sent where, and what of it the other side finds."""
+    if as_json:
+        print_json({"url": address.shown, "collection": address.collection, **asdict(done)})
+        return
+    print(
+        f"{address.collection} at {address.shown}: {done.rows} rows = {done.written} written + "
+        f"{done.there} there before, {done.removed} removed, {done.seconds:.1f} s"
+    )
+    if done.others:
+        print(f"it holds {done.others} others, which --prune deletes; its hits were not compared")
+    if done.recall is not None:
+        print(
+            f"recall@10 {done.recall:.4f} of exact search in the index, {done.queries} of its "
+            "rows as queries"
+        )

@@ -18,6 +18,13 @@ class Runtime(str, Enum):
     ORT = "ort"
 
 
+class Spread(str, Enum):
+    """Where the documents of a run are embedded."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 class PrecisionChoice(str, Enum):
     """A precision, or the fastest one the bundle holds."""
 

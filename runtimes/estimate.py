@@ -12,6 +12,7 @@ from puma_edge.resize import Resizer
 from puma_edge.runtimes.documents import Document
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.feeder import prepare
+from puma_edge.runtimes.fleet import Fleet
 from puma_edge.runtimes.plan import Budget
 
 SHORT = 64  # items: what is over before it could be estimated
@@ -48,7 +49,9 @@ def estimate(
         ready = [entry for entry in entries if isinstance(entry, Encoded)]
         if ready:
             seconds += len(these) * (reading + _encoding(spec, encoder, ready))
-    return seconds or None
+    # Several machines share the work, and are as fast as the one that was tried.
+    many = encoder.size if isinstance(encoder, Fleet) else 1
+    return seconds / many or None
 
 
 def _encoding(spec: InputSpec, encoder: Encoder, entries: Sequence[Encoded]) -> float:

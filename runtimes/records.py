@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,18 @@ class Table:
                 group: self._file.read_row_group(group) for group in set(groups.values())
             }
             return [_record(tables[groups[row]], row - self._starts[groups[row]]) for row in rows]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+
+    def blocks(self, size: int) -> Iterator[pa.RecordBatch]:
+        """Go through all rows, at most `size` at a time.
+
+        Raises:
+            PumaError: the table is damaged.
+
+        """
+        try:
+            yield from self._file.iter_batches(size)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self._damaged(error) from None
 

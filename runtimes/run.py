@@ -9,21 +9,21 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from puma_edge.errors import PumaError
 from puma_edge.inputs import Encoded, Float32, InputSpec
 from puma_edge.resize import Resizer, best_resizer
-from puma_edge.runtimes.documents import Corpus, Quarantined
+from puma_edge.runtimes.documents import Corpus, Document, Quarantined
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.estimate import estimate
 from puma_edge.runtimes.feeder import feed
 from puma_edge.runtimes.files import disk_errors
-from puma_edge.runtimes.plan import Budget, Cost, batches, windows
+from puma_edge.runtimes.fleet import Fleet, Recipe
+from puma_edge.runtimes.plan import Budget, windows
 from puma_edge.runtimes.shards import Batches, Shard, ShardStore
 from puma_edge.runtimes.update import Earlier
 from puma_edge.runtimes.vectors import Storage, shorten
 from puma_edge.runtimes.watch import Progress, Start, Watch
+from puma_edge.runtimes.window import encode_window
 from puma_edge.runtimes.writer import Outcome
 
 
@@ -93,9 +93,13 @@ class Run:
                 self.resumed += len(shard.vectors)
                 self.kept += len(window)
                 self._tick(window)
-        begun = self._read_begun(missing)
+        # Other machines take whole windows, and begin them anew.
+        begun = {} if isinstance(self.encoder, Fleet) else self._read_begun(missing)
         todo = [[self.documents[item] for item in self.plan[number]] for number in missing]
         self._begin(missing, begun)
+        if isinstance(self.encoder, Fleet):
+            self._collect(self.encoder, missing, todo)
+            return
         feeders, resizer = self.settings.feeders, self.settings.resizer
         with closing(feed(self.corpus.root, self.spec, todo, feeders, resizer)) as fed:
             for number, entries in zip(missing, fed, strict=True):
@@ -145,34 +149,24 @@ class Run:
     def _encode(
         self, window: Sequence[int], entries: Sequence[Encoded | str], done: Batches
     ) -> Shard:
-        """Embed a window; `done` holds batches that are known, and gets those that are made."""
-        failed = {place: entry for place, entry in enumerate(entries) if isinstance(entry, str)}
-        ready = [
-            (place, entry) for place, entry in enumerate(entries) if isinstance(entry, Encoded)
-        ]
-        self._tick([window[place] for place in failed])
-        vectors = np.zeros((len(entries), self.encoder.dimension), np.float32)
-        costs = [Cost(entry.length, sum(len(i.pixels) for i in entry.images)) for _, entry in ready]
-        for batch in batches(costs, self.settings.budget):
-            places = tuple(ready[item][0] for item in batch)
-            if places not in done:
-                done[places] = self._rows([ready[item][1] for item in batch])
-            vectors[list(places)] = done[places]
-            for place in np.asarray(places)[~np.isfinite(done[places]).all(axis=1)]:
-                failed[int(place)] = "the model gave no finite embedding; try --precision fp32"
+        def tick(places: Sequence[int]) -> None:
             self._tick([window[place] for place in places])
-        kept = [place for place in range(len(entries)) if place not in failed]
-        return Shard(vectors[kept], dict(sorted(failed.items())))
 
-    def _rows(self, items: Sequence[Encoded]) -> Float32:
-        """Embed one batch: [items, d]."""
-        rows = self.encoder.encode(self.spec.collate(items))
-        if rows.shape != (len(items), self.encoder.dimension):
-            raise PumaError(
-                f"{self.encoder.provider} returned embeddings of shape {rows.shape}, "
-                f"expected {(len(items), self.encoder.dimension)}; export the bundle again"
-            )
-        return np.array(rows, np.float32)  # of our own: an engine may use its memory again
+        return encode_window(entries, self.spec, self.encoder, self.settings.budget, tick, done)
+
+    def _collect(
+        self, fleet: Fleet, missing: Sequence[int], todo: Sequence[Sequence[Document]]
+    ) -> None:
+        """Have the windows embedded elsewhere, and keep each shard as it comes."""
+        settings = self.settings
+        recipe = Recipe(settings.budget, settings.feeders, settings.resizer)
+        with closing(fleet.shards(self.corpus.root, todo, recipe)) as done:
+            for place, shard in done:
+                number = missing[place]
+                with disk_errors(self.store.folder):
+                    self.store.write(self.keys[number], shard)
+                self.kept += len(self.plan[number])
+                self._tick(self.plan[number])
 
     def outcome(self) -> Outcome:
         """Put together what became of each document, from the shards."""

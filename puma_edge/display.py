@@ -22,6 +22,8 @@ class Embedding:
         resumed = f", {start.resumed} are there from a run before" if start.resumed else ""
         guess = "" if start.seconds is None else f", about {duration(start.seconds)}"
         say(f"to embed: {start.items} different items, {start.size / 1e6:.1f} MB{guess}{resumed}")
+        if start.remark:
+            say(start.remark)
         self._progress = Progress(self._title, start.items + start.resumed)
 
     def _update(self, state: Done) -> None:

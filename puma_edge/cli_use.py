@@ -15,6 +15,7 @@ from puma_edge.cli_options import (
     Json,
     PrecisionOption,
     RuntimeOption,
+    Settings,
     Threads,
 )
 from puma_edge.prompts import Modality
@@ -107,8 +108,8 @@ def search(
         Path | None, typer.Option(help="More queries: a line each, or .jsonl with text, image.")
     ] = None,
     like: Annotated[list[str] | None, typer.Option(help="More like the row with this id.")] = None,
-    bundle: BundleFolder = Path("bundle"),
-    top: Annotated[int, typer.Option(help="Hits of each query.")] = 10,
+    bundle: Annotated[Path | None, typer.Option(help="The bundle; ./bundle by default.")] = None,
+    top: Annotated[int | None, typer.Option(help="Hits of each query; 10 by default.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least score of a hit.")] = None,
     modality: Annotated[
         list[Modality] | None, typer.Option(help="Only what consists of this; may be repeated.")
@@ -121,13 +122,17 @@ def search(
     ] = None,
     dim: Annotated[int | None, typer.Option(help="Compare this many dimensions.")] = None,
     form: Annotated[
-        Form, typer.Option(help="Rows gone through; auto: int8 if there, else exact.")
-    ] = Form.AUTO,
+        Form | None,
+        typer.Option(help="Rows gone through; auto: int8 if there, else exact; hnsw: a graph."),
+    ] = None,
     instruction: Annotated[str | None, typer.Option(help="What kind of answer is wanted.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Draw the hits as a PNG.")] = None,
-    runtime: RuntimeOption = Runtime.AUTO,
-    precision: PrecisionOption = PrecisionChoice.AUTO,
+    runtime: Annotated[Runtime | None, typer.Option(help="Engine.")] = None,
+    precision: Annotated[
+        PrecisionChoice | None, typer.Option(help="Arithmetic; auto: INT8 if there.")
+    ] = None,
     threads: Threads = None,
+    config: Settings = None,
     json_: Json = False,
 ) -> None:
     """Search an index by words, by a picture, by both together, or by one of its rows.
@@ -137,42 +142,45 @@ def search(
     - `puma-edge search index.npy --image q.jpg --sheet hits.png`
     - `puma-edge search index.npy "a fox" --modality image --where lang=en --threshold 0.3`
     """
-    from puma_edge.find import FindConfig, find
-    from puma_edge.runtimes.filters import Filters, parse_where
+    from puma_edge.config import read_config
+    from puma_edge.find import Asked, SearchConfig, find
 
-    config = FindConfig(
-        texts=tuple(text or ()),
-        image=image,
-        queries=queries,
-        like=tuple(like or ()),
-        instruction=instruction,
+    settings = read_config(
+        "search",
+        SearchConfig,
+        config,
+        bundle=bundle,
         top=top,
         threshold=threshold,
+        modality=modality or None,
+        path=path,
+        where=where or None,
         dim=dim,
         form=form,
-        filters=Filters(tuple(modality or ()), path, parse_where(where or ())),
-        bundle=bundle,
+        instruction=instruction,
+        sheet=sheet,
         runtime=runtime,
         precision=precision,
         threads=threads,
     )
-    answer = find(index, config)
+    answer = find(index, Asked(tuple(text or ()), image, queries, tuple(like or ())), settings)
     for warning in answer.warnings:
         report.say(f"warning: {warning}")
     report_index.show_hits(answer.queries, answer.hits, json_)
-    if sheet is not None:
+    if settings.sheet is not None:
         from puma_edge.runtimes.sheet import draw_sheet, sheet_row
 
         pairs = zip(answer.queries, answer.hits, strict=True)
-        draw_sheet([sheet_row(*pair, answer.corpus) for pair in pairs], sheet, answer.heading)
-        report.say(f"drawn: {sheet}")
+        rows = [sheet_row(*pair, answer.corpus) for pair in pairs]
+        draw_sheet(rows, settings.sheet, answer.heading)
+        report.say(f"drawn: {settings.sheet}")
 
 
 def convert(
     index: Annotated[Path, typer.Argument(help="An index written by embed.")],
     to: Annotated[
         Target,
-        typer.Option(help="int8, binary: files beside it for search; fp16, fp32: its numbers."),
+        typer.Option(help="int8, binary, hnsw: files beside it; fp16, fp32: its own numbers."),
     ],
     json_: Json = False,
 ) -> None:
@@ -182,9 +190,19 @@ def convert(
     - `puma-edge convert index.npy --to int8`
     - `puma-edge convert index.npy --to fp16`
     """
+    from puma_edge.progress import Progress
     from puma_edge.runtimes.convert import convert as run
 
-    report_index.show_conversion(run(index, to), json_)
+    progress: Progress | None = None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal progress
+        progress = progress or Progress(f"building a graph of {index}", total)
+        progress.update(done)
+        if done == total:
+            progress.close()
+
+    report_index.show_conversion(run(index, to, tell), json_)
 
 
 def check(

@@ -22,16 +22,17 @@ from puma_edge.inputs import InputSpec
 from puma_edge.metrics import Pool
 from puma_edge.progress import Progress
 from puma_edge.run_folder import METRICS, SETTINGS
-from puma_edge.runtimes.derived import present_forms
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.index import Index
+from puma_edge.runtimes.notes import present_forms
 from puma_edge.runtimes.ort import CPU, OrtEncoder
 from puma_edge.sample import emoji_folder
 
 PACKAGES = {
     "onnxruntime": "cpu",
     "numkong": "search",
+    "usearch": "hnsw",
     "torch": "train",
     "transformers": "train",
     "peft": "train",

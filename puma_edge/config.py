@@ -8,6 +8,7 @@ import typing
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 from puma_edge.errors import UsageError
@@ -207,7 +208,7 @@ class ExportConfig:
     seed: int = 0
 
 
-def read_config(table: str, cls: type[T], path: Path | None = None, **given: Any) -> T:
+def read_config(table: str, cls: type[T], path: Path | None = None, /, **given: Any) -> T:
     """Settings of one command: the defaults, then the file's table, then what was given.
 
     Args:
@@ -226,6 +227,8 @@ def read_config(table: str, cls: type[T], path: Path | None = None, **given: Any
             values = tomllib.loads(source.read_text(encoding="utf-8")).get(table, {})
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise UsageError(f"{source} cannot be read as settings: {error}") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"{source}: {table} = {values!r} given, expected a table [{table}]")
     values = {**values, **{name: value for name, value in given.items() if value is not None}}
     return _build(cls, values, f"[{table}]", cls())
 
@@ -255,12 +258,19 @@ def _convert(hint: Any, value: Any, where: str, default: Any) -> Any:
         except ValueError:
             choices = ", ".join(str(one.value) for one in hint)
             raise UsageError(f"{where}: {value!r} given, expected one of: {choices}") from None
-    if hint == tuple[int, ...]:
-        if not isinstance(value, list) or not all(type(one) is int for one in value):
-            raise UsageError(f"{where}: {value!r} given, expected a list of whole numbers")
-        return tuple(value)
+    if isinstance(hint, UnionType):  # `X | None`: a file has no way to write None
+        hint = next(one for one in typing.get_args(hint) if one is not type(None))
+        return _convert(hint, value, where, default)
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{where}: {value!r} given, expected a list")
+        return tuple(_convert(inner, one, where, default) for one in value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(f"{where}: {value!r} given, expected {hint.__name__}")
+        named = "a path in quotes" if hint is Path else hint.__name__
+        raise UsageError(f"{where}: {value!r} given, expected {named}")
     return value

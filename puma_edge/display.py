@@ -23,6 +23,8 @@ class Embedding:
         guess = "" if start.seconds is None else f", about {duration(start.seconds)}"
         items = counted(start.items, "different item")
         say(f"to embed: {items}, {start.size / 1e6:.1f} MB{guess}{resumed}")
+        if start.remark:
+            say(start.remark)
         self._progress = Progress(self._title, start.items + start.resumed)
 
     def _update(self, state: Done) -> None:

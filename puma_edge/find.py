@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from puma_edge.errors import PumaError, UsageError
 from puma_edge.inputs import Float32
 from puma_edge.prompts import Modality
 from puma_edge.runtimes.engine import Engine, PrecisionChoice, Runtime, open_engine
-from puma_edge.runtimes.filters import Filters
+from puma_edge.runtimes.filters import Filters, parse_where
 from puma_edge.runtimes.index import Index, SearchSettings
 from puma_edge.runtimes.parts import locate
 from puma_edge.runtimes.query_file import read_queries
@@ -22,40 +22,64 @@ from puma_edge.runtimes.vectors import Form
 
 
 @dataclass(frozen=True)
-class FindConfig:
-    """`puma-edge search`.
+class Asked:
+    """What is looked for.
 
     Attributes:
         texts: words, a query each.
         image: a picture, alone or beside each of the words.
         queries: a file with more queries.
         like: ids of rows whose like is looked for; the row itself is no hit.
-        instruction: what kind of answer is wanted; None for the bundle's own.
-        top: hits of each query.
-        threshold: the least score of a hit, None for any.
-        dim: compare the first so many dimensions, None for all.
-        form: in what form the rows are gone through.
-        filters: which rows may be found.
-        bundle: the exported bundle; not opened for `like` alone.
-        runtime: its engine.
-        precision: its arithmetic.
-        threads: CPU threads, None for all.
     """
 
     texts: tuple[str, ...] = ()
     image: Path | None = None
     queries: Path | None = None
     like: tuple[str, ...] = ()
-    instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """`puma-edge search`.
+
+    Attributes:
+        bundle: the exported bundle; not opened where only rows' like is looked for.
+        top: hits of each query.
+        threshold: the least score of a hit, None for any.
+        modality: only what consists of one of these; empty for any.
+        path: only what lies there, such as `photos/*.jpg`; None for anywhere.
+        where: only where metadata say so, as `column=value`.
+        dim: compare the first so many dimensions, None for all.
+        form: in what form the rows are gone through.
+        instruction: what kind of answer is wanted; None for the bundle's own.
+        sheet: the PNG in which the hits are drawn, None for none.
+        runtime: the bundle's engine.
+        precision: its arithmetic.
+        threads: CPU threads, None for all.
+    """
+
+    bundle: Path = Path("bundle")
     top: int = 10
     threshold: float | None = None
+    modality: tuple[Modality, ...] = ()
+    path: str | None = None
+    where: tuple[str, ...] = ()
     dim: int | None = None
     form: Form = Form.AUTO
-    filters: Filters = field(default_factory=Filters)
-    bundle: Path = Path("bundle")
+    instruction: str | None = None
+    sheet: Path | None = None
     runtime: Runtime = Runtime.AUTO
     precision: PrecisionChoice = PrecisionChoice.AUTO
     threads: int | None = None
+
+    @property
+    def filters(self) -> Filters:
+        """Which rows may be found.
+
+        Raises:
+            UsageError: a `where` is not `column=value`.
+        """
+        return Filters(self.modality, self.path, parse_where(self.where))
 
 
 @dataclass(frozen=True)
@@ -77,47 +101,47 @@ class Answer:
     corpus: Path
 
 
-def find(path: Path, config: FindConfig) -> Answer:
+def find(path: Path, asked: Asked, config: SearchConfig) -> Answer:
     """Answer queries from an index.
 
     Raises:
         UsageError: nothing is asked, or something that the index cannot answer.
         PumaError: no index or bundle there, or not of the same model.
     """
+    filters = config.filters
     index = Index.open(path)
-    asked = _asked(config)
-    rows = [_row_of(index, name) for name in config.like]
-    if not asked and not rows:
+    queries = _queries(asked, config.instruction)
+    rows = [_row_of(index, name) for name in asked.like]
+    if not queries and not rows:
         raise UsageError(
             'nothing to search for; give words ("a fox"), --image FILE, --queries FILE or --like ID'
         )
-    filters = config.filters
     allowed = filters.rows(index.table, len(index)) if filters else None
     wanted = Wanted(
         config.top,
         SearchSettings(config.form, config.dim, allowed, config.threads),
         config.threshold,
-        (*[None] * len(asked), *rows),
+        (*[None] * len(queries), *rows),
     )
-    model = _Model(config) if asked else None
+    model = _Model(config) if queries else None
     warnings = [] if model is None else model.warnings(index, config.dim)
     if config.form is Form.AUTO and index.warning:
         warnings.append(index.warning)
     vectors = [np.asarray(index.vectors)[rows].astype(np.float32)]
     if model is not None:
-        vectors.insert(0, model.embed(asked)[:, : index.header.dimension])
+        vectors.insert(0, model.embed(queries)[:, : index.header.dimension])
     corpus = Path(index.header.corpus)
     known = [_as_query(index, corpus, row) for row in rows]
     hits = search(index, np.concatenate(vectors), wanted)
     engine = "" if model is None else f", {model.engine.name}"
     heading = f"{len(index)} items in {corpus}\nmodel {index.header.model_id}{engine}"
-    return Answer([*asked, *known], hits, warnings, heading, corpus)
+    return Answer([*queries, *known], hits, warnings, heading, corpus)
 
 
 class _Model:
     """The bundle that embeds the queries."""
 
-    def __init__(self, config: FindConfig) -> None:
+    def __init__(self, config: SearchConfig) -> None:
         self._config = config
         self._bundle = Bundle.open(config.bundle)
 
@@ -159,13 +183,13 @@ def dimension_warning(bundle: Bundle, dim: int | None) -> list[str]:
     return [f"the model was not trained for {dim} dimensions (trained: {trained})"]
 
 
-def _asked(config: FindConfig) -> list[Query]:
-    queries = [Query(one, config.image, config.instruction) for one in config.texts]
-    if config.image is not None and not queries:
-        queries = [Query(None, config.image, config.instruction)]
-    if config.queries is not None:
-        queries += read_queries(config.queries, config.instruction)
-    return queries
+def _queries(asked: Asked, instruction: str | None) -> list[Query]:
+    found = [Query(one, asked.image, instruction) for one in asked.texts]
+    if asked.image is not None and not found:
+        found = [Query(None, asked.image, instruction)]
+    if asked.queries is not None:
+        found += read_queries(asked.queries, instruction)
+    return found
 
 
 def _row_of(index: Index, name: str) -> int:

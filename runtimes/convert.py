@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puma_edge.errors import PumaError, UsageError
+from puma_edge.errors import PumaError, UsageError, require
 from puma_edge.inputs import Float32
-from puma_edge.runtimes.derived import WRITERS, blocks, form_files, present_forms
+from puma_edge.runtimes.derived import blocks, write_binary, write_int8
 from puma_edge.runtimes.files import disk_errors, locked, replacing, sync_folder, write_header
+from puma_edge.runtimes.graph import Tell, write_graph
 from puma_edge.runtimes.index import Index, SearchSettings
+from puma_edge.runtimes.notes import form_files, present_forms
 from puma_edge.runtimes.top import Int64
 from puma_edge.runtimes.vectors import Form, Storage, Target
 from puma_edge.runtimes.writer import (
@@ -56,13 +58,19 @@ class Conversion:
     queries: int
 
 
-def convert(path: Path, to: Target) -> Conversion:
+def convert(path: Path, to: Target, tell: Tell | None = None) -> Conversion:
     """Write files for faster search beside an index, or change how it stores its numbers.
 
-    int8 and binary are files beside the index, which stays as it is. fp16 and fp32 take its place,
-    in one rename, and the int8 and binary files that were there are made again.
+    int8, binary and hnsw are files beside the index, which stays as it is. fp16 and fp32 take its
+    place, in one rename, and the files that were there are made again.
+
+    Args:
+        path: the .npy.
+        to: the form.
+        tell: told how many rows a graph has, and will have: it takes minutes a million.
 
     Raises:
+        MissingExtraError: a graph is asked for, or there, and usearch is not.
         UsageError: the index is stored so already.
         PumaError: there is no index, a row is not finite, another run is writing, or the disk
             refuses.
@@ -78,19 +86,32 @@ def convert(path: Path, to: Target) -> Conversion:
         usable = rows[np.isfinite(queries).all(axis=1)]
         queries = queries[np.isfinite(queries).all(axis=1)]
         expected = _neighbours(index, queries, usable, Form.EXACT)
-        match to:
-            case Target.INT8 | Target.BINARY:
-                form = Form(to.value)
-                WRITERS[form](path, np.asarray(index.vectors))
-                files = form_files(path, form)
-            case _:
-                form, files = Form.EXACT, [path]
-                _store(index, _STORAGE[to])
-                for other in present_forms(path):
-                    WRITERS[other](path, np.asarray(Index.open(path).vectors))
+        if to in _STORAGE:
+            form, files = Form.EXACT, [path]
+            forms = present_forms(path)
+            if Form.HNSW in forms:
+                require("usearch", "hnsw")
+            _store(index, _STORAGE[to])
+            for other in forms:
+                _write(other, Index.open(path), tell)
+        else:
+            form = Form(to.value)
+            _write(form, index, tell)
+            files = form_files(path, form)
     found = _neighbours(Index.open(path), queries, usable, form)
     sizes = {file.name: file.stat().st_size for file in files}
     return Conversion(path, to, sizes, _overlap(found, expected), len(usable))
+
+
+def _write(form: Form, index: Index, tell: Tell | None) -> None:
+    vectors = np.asarray(index.vectors)
+    match form:
+        case Form.INT8:
+            write_int8(index.path, vectors)
+        case Form.BINARY:
+            write_binary(index.path, vectors)
+        case Form.HNSW:
+            write_graph(index.path, vectors, tell)
 
 
 def _draw(count: int) -> Int64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from puma_edge.errors import PumaError, UsageError
@@ -104,7 +104,9 @@ def embed_corpus(
         run.embed()
         outcome = run.outcome()
         with disk_errors(out):
-            write_index(out, outcome, _header(corpus, encoder, stamp, settings, outcome))
+            header = _header(corpus, encoder, stamp, settings, outcome)
+            resizer = earlier.join_resizers(settings.resizer, outcome.kept)
+            write_index(out, outcome, replace(header, resizer=resizer))
             shutil.rmtree(work, ignore_errors=True)
     return Report(
         seen=corpus.seen,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,14 +15,11 @@ from puma_edge.bundle import Manifest, Precision
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.inputs import Float32
 from puma_edge.runtimes.codes import Coded
-from puma_edge.runtimes.derived import (
-    Bits,
-    UnusableError,
-    form_files,
-    open_binary,
-    open_int8,
-)
+from puma_edge.runtimes.derived import Bits, open_binary, open_int8
+from puma_edge.runtimes.graph import Graph, open_graph
 from puma_edge.runtimes.kernels import Kernel, best_kernel
+from puma_edge.runtimes.notes import UnusableError, form_files
+from puma_edge.runtimes.opening import map_matrix, read_header
 from puma_edge.runtimes.records import AGAIN, Record, Table, count_rows
 from puma_edge.runtimes.scan import (
     QUERIES,
@@ -37,10 +33,11 @@ from puma_edge.runtimes.scan import (
 )
 from puma_edge.runtimes.top import Found
 from puma_edge.runtimes.vectors import Form, shorten
-from puma_edge.runtimes.writer import FORMAT_VERSION, Header, find_file, index_files
+from puma_edge.runtimes.writer import Header, find_file, index_files
 
 INT8_CANDIDATES = 40  # scored again; enough for recall 1.000 at 10 hits
 BINARY_CANDIDATES = 400
+HNSW_CANDIDATES = 100
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,8 @@ class Index:
                 f"there is no index at {path}; expected a .npy written by: "
                 "puma-edge embed CORPUS --out index.npy"
             )
-        header = _read_header(info, path)
-        vectors = _map_matrix(matrix)
+        header = read_header(info, path)
+        vectors = map_matrix(matrix)
         rows = count_rows(table, path)
         expected = (header.rows, header.dimension)
         if vectors.shape != expected or rows != header.rows or vectors.dtype != header.dtype:
@@ -183,20 +180,34 @@ class Index:
                 many = max(BINARY_CANDIDATES, 40 * top)
                 bits = self._bits
                 found = scan_bits(bits.bits, bits.rotation, queries, many, rows, kernel)
+            case Form.HNSW:
+                many = min(max(HNSW_CANDIDATES, 4 * top), len(self))
+                near = self._graph.nearest(queries, many, rows.threads)
+                if near is None:
+                    return self._search(queries, top, self._scanned(settings), settings)
+                return rescore(vectors, queries, near, top)
             case _:
                 return scan_exactly(vectors, queries, top, rows)
         return rescore(vectors, queries, found.rows, top)
 
     def _choose(self, settings: SearchSettings) -> Form:
         width = settings.dimension or self.header.dimension
-        if width != self.header.dimension and settings.form in (Form.INT8, Form.BINARY):
+        if width != self.header.dimension and settings.form not in (Form.AUTO, Form.EXACT):
             raise UsageError(
                 f"{settings.form.value} rows are made of all {self.header.dimension} dimensions; "
                 "take --form exact with fewer of them"
             )
-        if settings.form is not Form.AUTO:
-            return settings.form
-        whole = width == self.header.dimension
+        barred = settings.allowed is not None and not settings.allowed.all()
+        if settings.form is Form.AUTO or (settings.form is Form.HNSW and barred):
+            return self._scanned(settings)
+        return settings.form
+
+    def _scanned(self, settings: SearchSettings) -> Form:
+        """The form in which all rows are gone through, where none is asked for.
+
+        A filter's rows too: a walk along the graph would end among those that it bars.
+        """
+        whole = settings.dimension in (None, self.header.dimension)
         return Form.INT8 if whole and not isinstance(self._int8, str) else Form.EXACT
 
     def _check(self, queries: NDArray[Any], top: int, settings: SearchSettings) -> Float32:
@@ -228,6 +239,10 @@ class Index:
     def _bits(self) -> Bits:
         return open_binary(self.path, np.asarray(self.vectors))
 
+    @cached_property
+    def _graph(self) -> Graph:
+        return open_graph(self.path, np.asarray(self.vectors))
+
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Look up what is known of some rows.
 
@@ -241,32 +256,3 @@ class Index:
     def table(self) -> Table:
         """What is known of the rows, row by row."""
         return Table(find_file(self.path, index_files(self.path)[1]))
-
-
-def _read_header(path: Path, index: Path) -> Header:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values["format_version"]
-    except FileNotFoundError:
-        raise PumaError(f"{index} has no {path.name} beside it; {AGAIN}") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise PumaError(f"{path} is damaged ({error}); {AGAIN}") from None
-    if version != FORMAT_VERSION:
-        raise PumaError(
-            f"{index} has format version {version}, this puma-edge reads {FORMAT_VERSION}; {AGAIN}"
-        )
-    try:
-        return Header(**values)
-    except TypeError as error:
-        raise PumaError(f"{path} is damaged ({error}); {AGAIN}") from None
-
-
-def _map_matrix(path: Path) -> NDArray[Any]:
-    try:
-        vectors: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if vectors.ndim == 2:
-            return vectors
-        reason = f"it has {vectors.ndim} axes"
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        reason = str(error)
-    raise PumaError(f"{path} is no index ({reason}); {AGAIN}")

@@ -144,7 +144,8 @@ class Run:
         root = self.corpus.root
         seconds = estimate(root, self.spec, self.encoder, documents, feeders, resizer)
         size = sum(item.size for item in documents)
-        self.watch.begin(Start(len(documents), size, self.resumed, seconds))
+        remark = self.earlier.remark(resizer, documents)
+        self.watch.begin(Start(len(documents), size, self.resumed, seconds, remark))
 
     def _encode(
         self, window: Sequence[int], entries: Sequence[Encoded | str], done: Batches

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -137,11 +137,17 @@ def _scan(
         return Found(np.empty(shape, np.float32), np.empty(shape, np.int64))
     chunk = min(max(_ELEMENTS // queries, 1), most)
 
-    def work(number: int) -> Found:
+    pieces, lock = rows.pieces(chunk), Lock()
+
+    def work(_: int) -> Found:
         top = Top(queries, size)
-        for place in islice(rows.pieces(chunk), number, None, rows.threads):
+        while True:
+            # Taken one by one: a core that is slower, or busy with other work, takes fewer.
+            with lock:
+                place = next(pieces, None)
+            if place is None:
+                return top.found()
             top.add(score(place), place.start if isinstance(place, slice) else place)
-        return top.found()
 
     if rows.threads == 1:
         return work(0)

@@ -14,9 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma_edge.errors import PumaError
+from puma_edge.prompts import Modality
+from puma_edge.resize import Resizer
 from puma_edge.runtimes.documents import Document
 from puma_edge.runtimes.index import Index
 from puma_edge.runtimes.writer import find_file, index_files
+
+_UNKNOWN, _AND = "unknown", ", "
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,14 @@ class Earlier:
         vectors: [rows, dimension], mapped from the file.
         rows: content hash -> a row of that content.
         entries: id and content hash of each row.
+        resizers: what resized the pictures of these rows.
 
     """
 
     vectors: NDArray[Any]
     rows: dict[str, int]
     entries: tuple[tuple[str, str], ...]
+    resizers: frozenset[str] = frozenset()
 
     def __contains__(self, content: str) -> bool:
         """Tell whether there is a row of this content."""
@@ -105,7 +111,29 @@ class Earlier:
             ) from None
         hashes = columns["hash"].to_pylist()
         entries = tuple(zip(columns["id"].to_pylist(), hashes, strict=True))
-        return cls(index.vectors, {content: row for row, content in enumerate(hashes)}, entries)
+        rows = {content: row for row, content in enumerate(hashes)}
+        noted = index.header.resizer
+        resizers = frozenset(filter(None, (_UNKNOWN if noted is None else noted).split(_AND)))
+        return cls(index.vectors, rows, entries, resizers)
+
+    def remark(self, resizer: Resizer, documents: Sequence[Document]) -> str:
+        """Say that the pictures to embed are resized by another program than those before."""
+        if self.resizers <= {resizer.value} or all(
+            document.modality is Modality.TEXT for document in documents
+        ):
+            return ""
+        return (
+            f"pictures are resized by {resizer.value} now, and were by "
+            f"{_AND.join(sorted(self.resizers))} in the index: embeddings of equal pictures "
+            "differ slightly (cosine 0.9999); the rows that are there are kept"
+        )
+
+    def join_resizers(self, resizer: Resizer, documents: Sequence[Document]) -> str:
+        """Name what resized the pictures of `documents`, the rows of the new index."""
+        pictures = [item.content for item in documents if item.modality is not Modality.TEXT]
+        kept = self.resizers if any(content in self for content in pictures) else frozenset()
+        new = {resizer.value} if any(content not in self for content in pictures) else frozenset()
+        return _AND.join(sorted(kept | new))
 
     def compare(self, documents: Sequence[Document]) -> Changes:
         """Count how `documents`, the rows of the new index, differ from the rows of this one.

@@ -31,6 +31,7 @@ class Form(str, Enum):
     EXACT = "exact"
     INT8 = "int8"
     BINARY = "binary"
+    HNSW = "hnsw"  # not gone through, but walked along: only where it is asked for
 
 
 class Target(str, Enum):
@@ -39,6 +40,7 @@ class Target(str, Enum):
     INT8 = "int8"
     FP16 = "fp16"
     BINARY = "binary"
+    HNSW = "hnsw"
     FP32 = "fp32"
 
 

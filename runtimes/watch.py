@@ -35,6 +35,7 @@ class Start:
         size: bytes of their parts.
         resumed: others, which a run that was cut off has done.
         seconds: a guess of how long it takes; None where that is short or unknown.
+        remark: what should be known of the rows that are kept; empty for nothing.
 
     """
 
@@ -42,6 +43,7 @@ class Start:
     size: int
     resumed: int
     seconds: float | None
+    remark: str = ""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class Header:
         quarantined: documents without a row.
         duplicates: rows copied from a document of equal content.
         unsupported: suffix -> files passed over.
+        resizer: what resized its pictures; several, with commas, after updates by runs with and
+            without the extra `fast`. None in an index that is older than this entry.
         format_version: of the whole index.
 
     """
@@ -60,6 +62,7 @@ class Header:
     quarantined: int
     duplicates: int
     unsupported: Mapping[str, int] = field(default_factory=dict)
+    resizer: str | None = None
     format_version: int = FORMAT_VERSION
 
 

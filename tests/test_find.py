@@ -169,6 +169,33 @@ def test_more_like_a_row_needs_no_bundle(index: Index) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
 
+def test_settings_stand_in_a_file(index: Index) -> None:
+    folder = index.path.parent
+    line = ("search", "index.npy", "--like", "id-3", "--json")
+    table = '[search]\ntop = 3\nmodality = ["image"]\nwhere = ["lang=de"]\nthreshold = -1\n'
+    (folder / "puma-edge.toml").write_text(table + 'path = "a/*"\nform = "exact"\nthreads = 1\n')
+    hits = json.loads(puma(*line, cwd=folder).stdout)[0]["hits"]
+    scores = index.vectors @ index.vectors[3]
+    kept = [n for n in np.argsort(-scores) if n % 2 and n // 2 % 2 == 0 and n != 3]
+    assert [hit["row"] for hit in hits] == kept[:3]
+    done = puma(*line, "--top", "2", "--path", "*", cwd=folder)  # what is given goes before it
+    kept = [n for n in np.argsort(-scores) if n % 2 and n != 3]
+    assert [hit["row"] for hit in json.loads(done.stdout)[0]["hits"]] == kept[:2]
+    other = folder / "other.toml"
+    for text, says in (
+        ("[search]\ntopp = 3\n", "unknown setting 'topp' in [search]"),
+        ("[search]\nform = 'fast'\n", "expected one of: auto, exact, int8, binary, hnsw"),
+        ("[search]\nwhere = 'lang=en'\n", "where: 'lang=en' given, expected a list"),
+        ("[search]\nthreshold = 'high'\n", "threshold: 'high' given, expected float"),
+        ("[search]\nbundle = 3\n", "bundle: 3 given, expected a path in quotes"),
+        ("[search]\nmodality = ['film']\n", "modality: 'film' given, expected one of"),
+    ):
+        other.write_text(text)
+        done = puma(*line, "--config", "other.toml", cwd=folder)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert says in done.stderr
+
+
 BAD = [
     (("search", "index.npy", "--like", "nope"), 1, "no row with that id"),
     (("search", "index.npy", "--like", "150"), 1, "no row with that id"),

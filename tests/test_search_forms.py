@@ -18,9 +18,9 @@ from puma_edge.errors import PumaError, UsageError
 from puma_edge.runtimes import scan
 from puma_edge.runtimes.codes import Coded, Rotation, to_int8
 from puma_edge.runtimes.convert import convert
-from puma_edge.runtimes.derived import form_files
 from puma_edge.runtimes.index import Index, SearchSettings
 from puma_edge.runtimes.kernels import Kernel, best_kernel, bit_distances, int8_products
+from puma_edge.runtimes.notes import form_files
 from puma_edge.runtimes.scan import Rows, rescore, scan_bits, scan_exactly, scan_int8
 from puma_edge.runtimes.top import Found, Top
 from puma_edge.runtimes.vectors import Form, Target

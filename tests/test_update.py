@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 
 from puma_edge.errors import PumaError
 from puma_edge.inputs import Batch
+from puma_edge.resize import Resizer
 from puma_edge.runtimes.corpus import scan
 from puma_edge.runtimes.embedder import Changes, Report, Settings, Stamp, embed_corpus
 from puma_edge.runtimes.index import Index
 from puma_edge.runtimes.vectors import Storage
+from puma_edge.runtimes.watch import Start, Watch
 from tests.edge import STAMP, HashEncoder, embed, encoded, fill, mixed, picture, small_spec
 
 UPDATE = Settings(update=True)
@@ -111,6 +114,43 @@ def test_rows_of_another_kind_are_not_mixed_in(tmp_path: Path) -> None:
         with pytest.raises(PumaError, match=words):
             embed(root, out, options, stamp)
     assert out.read_bytes() == before
+
+
+def test_pictures_resized_by_another_program_are_told_of(tmp_path: Path) -> None:
+    def run(resizer: Resizer) -> tuple[Report, str]:
+        began: list[Start] = []
+        options = Settings(update=True, resizer=resizer)
+        watch = Watch(begin=began.append)
+        report = embed_corpus(scan(root), out, small_spec(), HashEncoder(), STAMP, options, watch)
+        return report, began[0].remark
+
+    pytest.importorskip("cykooz_resizer", reason="the extra fast is not installed")
+    root, out = mixed(tmp_path / "corpus"), tmp_path / "index.npy"
+    (root / "broken.png").unlink()  # it would be tried again each time
+    assert run(Resizer.PILLOW)[1] == ""
+    before = np.load(out)
+    assert Index.open(out).header.resizer == "pillow"
+    fill(root, {"zz.txt": "new"})
+    assert run(Resizer.SIMD)[1] == ""  # no picture among what is new
+    assert Index.open(out).header.resizer == "pillow"
+    fill(root, {"zy.png": encoded(picture(77, 400, 300))})
+    report, remark = run(Resizer.SIMD)
+    assert "resized by simd now, and were by pillow" in remark
+    assert "\n" not in remark
+    assert (report.reused, report.embedded) == (22, 23)
+    header = Index.open(out).header
+    assert header.resizer == "pillow, simd"
+    paths = [record.path for record in Index.open(out).records(range(header.rows))]
+    kept = [row for row, path in enumerate(paths) if not path.startswith("z")]
+    np.testing.assert_array_equal(np.load(out)[kept], before)
+    # An index from before there was a note of it.
+    note = out.with_suffix(".json")
+    values = json.loads(note.read_text())
+    del values["resizer"]
+    note.write_text(json.dumps(values))
+    fill(root, {"zx.png": encoded(picture(78, 400, 300))})
+    assert "were by unknown" in run(Resizer.SIMD)[1]
+    assert Index.open(out).header.resizer == "simd, unknown"
 
 
 def test_an_update_that_was_cut_off_goes_on(tmp_path: Path) -> None:

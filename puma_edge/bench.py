@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from puma_edge.bundle import Bundle
-from puma_edge.errors import PumaError
+from puma_edge.errors import PumaError, UsageError
 
 BASELINES = ("torch-fp32", "torch-bf16")
 PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
@@ -62,6 +62,7 @@ class BenchConfig:
         rounds: turns of each backend.
         seconds: measuring time of each case in a turn.
         batches: time batches too, not only single queries.
+        only: names of the cases that are timed; empty for all.
     """
 
     bundle: str = "bundle"
@@ -70,11 +71,20 @@ class BenchConfig:
     rounds: int = 3
     seconds: float = 1.0
     batches: bool = True
+    only: tuple[str, ...] = ()
 
     @property
     def cases(self) -> list[Case]:
-        """What is timed."""
-        return [case for case in CASES if self.batches or case.items == 1]
+        """What is timed.
+
+        Raises:
+            UsageError: a case that does not exist is named.
+        """
+        names = [case.name for case in CASES]
+        if unknown := sorted(set(self.only) - set(names)):
+            raise UsageError(f"no case {unknown[0]!r}; expected one of: {', '.join(names)}")
+        kept = self.only or names
+        return [case for case in CASES if case.name in kept and (self.batches or case.items == 1)]
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,9 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
 
     Raises:
         PumaError: no bundle, or a backend's process failed.
+        UsageError: a case that does not exist is named.
     """
+    cases = config.cases
     bundle = Bundle.open(Path(config.bundle))
     threads = config.threads or len(os.sched_getaffinity(0))
     model = config.model or bundle.manifest.source
@@ -141,12 +153,12 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
             "model": model,
             "threads": threads,
             "seconds": config.seconds,
-            "cases": [asdict(case) for case in config.cases],
+            "cases": [asdict(case) for case in cases],
         }
         results[name].append(run_turn(request))
         turn_done(turn + 1, config.rounds * len(backends))
     return BenchReport(
-        rows=_rows(results, config.cases),
+        rows=_rows(results, cases),
         peak_bytes={name: max(one["peak_bytes"] for one in many) for name, many in results.items()},
         load_seconds={
             name: float(np.median([one["load_seconds"] for one in many]))

@@ -20,7 +20,7 @@ from puma_edge.bundle import Bundle
 from puma_edge.errors import PumaError, UsageError
 
 BASELINES = ("torch-fp32", "torch-bf16")
-PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
+PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "numpy")
 TURN_LIMIT = 1800  # seconds: a turn that takes longer hangs
 
 
@@ -141,7 +141,9 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
     threads = config.threads or len(os.sched_getaffinity(0))
     model = config.model or bundle.manifest.source
     served = [name for name in bundle.manifest.graphs if name not in ("fp16", "int8-trt")]
-    backends = [f"ort-{name}" for name in served]  # a CPU gains nothing from the other two
+    engines = ["ort", "openvino"] if find_spec("openvino") else ["ort"]
+    # A CPU gains nothing from the other two precisions.
+    backends = [f"{engine}-{name}" for engine in engines for name in served]
     if find_spec("torch") and find_spec("transformers"):
         backends = [*BASELINES, *backends]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in backends}
@@ -227,7 +229,7 @@ def _file_bytes(bundle: Bundle, model: str, backends: Sequence[str]) -> dict[str
     sizes = {}
     for backend in backends:
         engine, _, precision = backend.partition("-")
-        if engine == "ort":
+        if engine != "torch":
             names = bundle.manifest.graphs[precision].values()
             files = [path for name in names for path in bundle.folder.glob(f"{name}*")]
         else:

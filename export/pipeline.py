@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -104,6 +105,7 @@ def export(
         manifest = describe(checkpoint, config.model)
         # The graphs hold the weights now; a model of billions must not lie in memory twice.
         checkpoint.model.to_empty(device="meta")
+        gc.collect()  # the exporter's programs hold its weights too, in cycles
         write_probe(work, reference.probe)
         precisions = Precisions(work, checkpoint.spec, material, reference, config, step)
         parity = {one.value: precisions.make(one) for one in chosen(config)}

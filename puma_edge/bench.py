@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from puma_edge.bundle import Bundle
-from puma_edge.errors import PumaError
+from puma_edge.errors import PumaError, UsageError
 
 BASELINES = ("torch-fp32", "torch-bf16")
-PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
+PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "numpy")
 TURN_LIMIT = 1800  # seconds: a turn that takes longer hangs
 
 
@@ -62,6 +62,7 @@ class BenchConfig:
         rounds: turns of each backend.
         seconds: measuring time of each case in a turn.
         batches: time batches too, not only single queries.
+        only: names of the cases that are timed; empty for all.
     """
 
     bundle: str = "bundle"
@@ -70,11 +71,20 @@ class BenchConfig:
     rounds: int = 3
     seconds: float = 1.0
     batches: bool = True
+    only: tuple[str, ...] = ()
 
     @property
     def cases(self) -> list[Case]:
-        """What is timed."""
-        return [case for case in CASES if self.batches or case.items == 1]
+        """What is timed.
+
+        Raises:
+            UsageError: a case that does not exist is named.
+        """
+        names = [case.name for case in CASES]
+        if unknown := sorted(set(self.only) - set(names)):
+            raise UsageError(f"no case {unknown[0]!r}; expected one of: {', '.join(names)}")
+        kept = self.only or names
+        return [case for case in CASES if case.name in kept and (self.batches or case.items == 1)]
 
 
 @dataclass(frozen=True)
@@ -124,12 +134,16 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
 
     Raises:
         PumaError: no bundle, or a backend's process failed.
+        UsageError: a case that does not exist is named.
     """
+    cases = config.cases
     bundle = Bundle.open(Path(config.bundle))
     threads = config.threads or len(os.sched_getaffinity(0))
     model = config.model or bundle.manifest.source
     served = [name for name in bundle.manifest.graphs if name not in ("fp16", "int8-trt")]
-    backends = [f"ort-{name}" for name in served]  # a CPU gains nothing from the other two
+    engines = ["ort", "openvino"] if find_spec("openvino") else ["ort"]
+    # A CPU gains nothing from the other two precisions.
+    backends = [f"{engine}-{name}" for engine in engines for name in served]
     if find_spec("torch") and find_spec("transformers"):
         backends = [*BASELINES, *backends]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in backends}
@@ -141,12 +155,12 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
             "model": model,
             "threads": threads,
             "seconds": config.seconds,
-            "cases": [asdict(case) for case in config.cases],
+            "cases": [asdict(case) for case in cases],
         }
         results[name].append(run_turn(request))
         turn_done(turn + 1, config.rounds * len(backends))
     return BenchReport(
-        rows=_rows(results, config.cases),
+        rows=_rows(results, cases),
         peak_bytes={name: max(one["peak_bytes"] for one in many) for name, many in results.items()},
         load_seconds={
             name: float(np.median([one["load_seconds"] for one in many]))
@@ -215,7 +229,7 @@ def _file_bytes(bundle: Bundle, model: str, backends: Sequence[str]) -> dict[str
     sizes = {}
     for backend in backends:
         engine, _, precision = backend.partition("-")
-        if engine == "ort":
+        if engine != "torch":
             names = bundle.manifest.graphs[precision].values()
             files = [path for name in names for path in bundle.folder.glob(f"{name}*")]
         else:

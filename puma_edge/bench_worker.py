@@ -76,8 +76,8 @@ def _picture(edge: int) -> Any:
 def _open(request: dict[str, Any], bundle: Bundle) -> Encoder:
     engine, _, precision = request["backend"].partition("-")
     threads = request["threads"]
-    if engine == "ort":
-        return open_engine(bundle, Runtime.ORT, PrecisionChoice(precision), threads).encoder
+    if engine != "torch":
+        return open_engine(bundle, Runtime(engine), PrecisionChoice(precision), threads).encoder
     import torch
 
     from puma_edge.shapes import open_baseline

@@ -230,6 +230,10 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each backend.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time of a case in a turn.")] = 1.0,
     batches: Annotated[bool, typer.Option(help="Time batches too.")] = True,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help='Time this case, as "1 image"; may be repeated.'),
+    ] = None,
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help="Rows as JSON; a plot is drawn beside.")] = Path(
         "bench.json"
@@ -248,7 +252,9 @@ def bench(
     from puma_edge.plots import draw_bench
     from puma_edge.progress import Progress
 
-    settings = BenchConfig(str(bundle), model or "", threads or 0, rounds, seconds, batches)
+    settings = BenchConfig(
+        str(bundle), model or "", threads or 0, rounds, seconds, batches, tuple(only or ())
+    )
     progress: Progress | None = None
 
     def turn_done(done: int, total: int) -> None:

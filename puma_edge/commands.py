@@ -26,11 +26,13 @@ from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.index import Index
 from puma_edge.runtimes.notes import present_forms
+from puma_edge.runtimes.openvino import OpenVinoEncoder
 from puma_edge.runtimes.ort import CPU, OrtEncoder
 from puma_edge.sample import emoji_folder
 
 PACKAGES = {
     "onnxruntime": "cpu",
+    "openvino": "openvino",
     "numkong": "search",
     "usearch": "hnsw",
     "torch": "train",
@@ -134,6 +136,8 @@ ACCELERATORS = (
     "CoreMLExecutionProvider",
     "DmlExecutionProvider",
 )
+OPENVINO = OpenVinoEncoder.provider
+OPENVINO_SERVES = ("fp32", "int8")
 
 
 def run_check(folder: Path, threads: int | None) -> list[dict[str, Any]]:
@@ -151,6 +155,8 @@ def run_check(folder: Path, threads: int | None) -> list[dict[str, Any]]:
     probe = read_probe(bundle)
     there = [name for name in ACCELERATORS if name in onnxruntime.get_available_providers()]
     rows = [(name, provider) for name in bundle.manifest.graphs for provider in (CPU, *there)]
+    if find_spec("openvino"):
+        rows += [(name, OPENVINO) for name in bundle.manifest.graphs if name in OPENVINO_SERVES]
     with Progress(f"checking {folder}", len(rows)) as progress:
         checked = []
         for name, provider in rows:
@@ -162,12 +168,17 @@ def run_check(folder: Path, threads: int | None) -> list[dict[str, Any]]:
 def _check(
     bundle: Bundle, probe: Probe, precision: Precision, provider: str, threads: int | None
 ) -> dict[str, Any]:
-    engine = f"ort:{provider.removesuffix('ExecutionProvider').lower()}"
+    is_ort = provider != OPENVINO
+    engine = f"ort:{provider.removesuffix('ExecutionProvider').lower()}" if is_ort else provider
     told = {"precision": precision.value, "engine": engine}
     vision = partial(bundle.graph, precision, "vision")
     text = bundle.graph(precision, "text")
     try:
-        encoder = OrtEncoder(vision, text, providers=(provider,), threads=threads)
+        encoder: Encoder = (
+            OrtEncoder(vision, text, providers=(provider,), threads=threads)
+            if is_ort
+            else OpenVinoEncoder(vision, text, threads=threads)
+        )
         found = alone(encoder, bundle.spec, probe)
         company = in_company(encoder, bundle.spec, probe.items)
     except PumaError as error:

@@ -16,6 +16,7 @@ class Runtime(str, Enum):
 
     AUTO = "auto"
     ORT = "ort"
+    OPENVINO = "openvino"
 
 
 class Spread(str, Enum):
@@ -76,13 +77,16 @@ def open_engine(
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: give 1 or more")
     chosen = _precision(bundle, precision)
-    text = bundle.graph(chosen, "text")
+    text, vision = bundle.graph(chosen, "text"), partial(bundle.graph, chosen, "vision")
     match runtime:
         case Runtime.AUTO | Runtime.ORT:
             from puma_edge.runtimes.ort import OrtEncoder
 
-            vision = partial(bundle.graph, chosen, "vision")
             return Engine(OrtEncoder(vision, text, threads=threads), chosen)
+        case Runtime.OPENVINO:
+            from puma_edge.runtimes.openvino import OpenVinoEncoder
+
+            return Engine(OpenVinoEncoder(vision, text, threads=threads), chosen)
 
 
 def _precision(bundle: Bundle, choice: PrecisionChoice) -> Precision:

@@ -350,6 +350,7 @@ BAD = [
     (("search", "index.npy"), None, 2, "nothing to search for"),
     (("search", "index.npy", "--image", "nowhere.jpg"), None, 1, "nowhere.jpg"),
     (("bench", "--bundle", "empty"), None, 1, "is no bundle"),
+    (("bench", "--only", "2 images"), None, 2, "no case '2 images'; expected one of: 1 text"),
     (("info", "empty"), None, 1, "is no bundle, no index"),
     (("sample", "texts"), None, 2, "is not empty"),
     (("eval", "bundle", "--data", "SMALL", "--split", "dev"), None, 2, "--split dev"),

@@ -17,7 +17,15 @@ from puma_edge.calibration.quantize import quantize_bundle_graphs
 from puma_edge.calibration.readers import text_readings, vision_readings
 from puma_edge.errors import PumaError
 from puma_edge.inputs import Batch, Encoded, Float32, collate
-from puma_edge.runtimes.ort import OrtEncoder, text_feeds, vision_feeds
+from puma_edge.runtimes.ort import (
+    CPU,
+    OrtEncoder,
+    has_vnni,
+    open_session,
+    sums_in_32_bits,
+    text_feeds,
+    vision_feeds,
+)
 from tests.models import LIMITS, PAD, exported, item, reference
 
 SIZES: tuple[tuple[tuple[int, int], ...], ...] = ((), ((4, 6),), ((2, 2), (8, 4)), ((6, 6),))
@@ -187,3 +195,36 @@ def test_smoothing_by_hand() -> None:
     np.testing.assert_allclose(smoothing(activations, weights, 0.5), expected, rtol=1e-6)
     joined = smoothing(activations, weights, 0.5, width=2)
     np.testing.assert_allclose(joined[:2], joined[2:])
+
+
+def test_products_are_exact_at_their_largest(tmp_path: Path) -> None:
+    # Two products of 255 and 127 are beyond 16 bits: kernels that add pairs there give less.
+    weights = np.tile(np.asarray([127, -127], np.int8), (64, 8))
+    one, zero = np.asarray(1, np.float32), np.asarray(0, np.uint8)
+    constants = {"w": weights, "s": one, "z": zero, "ws": np.ones(16, np.float32)}
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["a"]),
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["b"], axis=1),
+        helper.make_node("MatMul", ["a", "b"], ["y"]),
+    ]
+    sides = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, width])
+        for name, width in (("x", 64), ("y", 16))
+    ]
+    weights_ = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "largest", sides[:1], sides[1:], weights_)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, tmp_path / "largest.onnx")
+    session = open_session(tmp_path / "largest.onnx", (CPU,), 1)
+    found = session.run(None, {"x": np.full((4, 64), 255, np.float32)})[0]
+    np.testing.assert_array_equal(found, np.tile([64 * 255 * 127.0, -64 * 255 * 127.0], (4, 8)))
+
+
+def test_vnni_is_found_in_linuxs_words() -> None:
+    assert has_vnni("processor : 0\nflags\t\t: fpu avx512f avx512_vnni\n")
+    assert has_vnni("flags : avx2 avx_vnni")
+    assert not has_vnni("flags : avx2 avx512f")
+    assert not has_vnni("Features : fp asimd")
+    assert sums_in_32_bits() == has_vnni(Path("/proc/cpuinfo").read_text())

@@ -20,6 +20,7 @@ from puma_edge.prompts import (
     PromptFormat,
 )
 from puma_edge.sample.emoji import INSTRUCTIONS
+from puma_edge.spellings import rope_settings
 
 LAYERS = 8
 VOCABULARY = 6144
@@ -81,11 +82,7 @@ def new_checkpoint(data: Dataset, seed: int) -> Checkpoint:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": [4, 6, 6],
-                "rope_theta": 10000.0,
-            },
+            **rope_settings(10000.0, [4, 6, 6]),
             "bos_token_id": None,
             "eos_token_id": None,
         },

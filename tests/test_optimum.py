@@ -147,7 +147,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def run(program: Path, *arguments: str, cwd: Path, timeout: int = 600) -> str:
+def run(program: Path, *arguments: str, cwd: Path, timeout: int = 1200) -> str:
     """Run a program outside this Python's environment; what it printed on either stream."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(

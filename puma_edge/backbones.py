@@ -18,6 +18,7 @@ from puma_edge.errors import PumaError
 from puma_edge.images import PixelLimits, UInt8, normalize
 from puma_edge.inputs import Batch
 from puma_edge.prompts import PromptFormat
+from puma_edge.spellings import IS_OLDER
 from puma_edge.tower import PLAIN, Tower
 
 Model = Qwen2VLModel | Qwen2_5_VLModel | Qwen3VLModel
@@ -119,8 +120,11 @@ def vision_tokens(model: Any, patches: UInt8, sizes: Any) -> Tensor:
     pixels = torch.from_numpy(normalize(patches, tower.mean, tower.std)).to(device)
     grids = torch.tensor([(1, *size) for size in sizes], device=device)
     found = model.visual(pixels, grid_thw=grids)
-    own: Tensor = found.pooler_output
-    return torch.cat((own, *found.deepstack_features), dim=-1) if tower.features else own
+    if IS_OLDER:
+        own, features = found if tower.features else (found, ())
+    else:
+        own, features = found.pooler_output, found.deepstack_features if tower.features else ()
+    return torch.cat((own, *features), dim=-1)
 
 
 def decoder_states(model: Any, batch: Batch, tokens: Tensor | None) -> Tensor:

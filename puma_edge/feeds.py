@@ -52,8 +52,7 @@ def window_feeds(batch: Batch) -> Feeds:
     room = edge**2
     most = batch.patches.shape[1]
     places = np.zeros(batch.patches.shape[:2], np.int64)
-    patches: list[Int64] = []
-    lengths: list[Int64] = []
+    patches, lengths = [np.zeros((0, room), np.int64)], [np.zeros(0, np.int64)]
     windows = 0
     for number, (rows, columns) in enumerate(batch.image_sizes):
         row, column = batch.patch_positions[number, : rows * columns].T

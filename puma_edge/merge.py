@@ -14,6 +14,7 @@ from puma_edge.model import Checkpoint, save
 from puma_edge.model_card import write_card, write_modules
 from puma_edge.ranks import rank
 from puma_edge.run_folder import METRICS
+from puma_edge.spellings import write_both
 
 MERGE_DTYPE = torch.bfloat16
 
@@ -51,6 +52,7 @@ def merge_run(run: Path, out: Path) -> Path:
         )
     with replace_folder(out) as work:
         shutil.copytree(merged, work, dirs_exist_ok=True)
+        write_both(work)
         write_card(run, work, out.name)
         write_modules(work)
     return out

@@ -13,7 +13,7 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from puma_edge.backbones import (
     Backbone,
@@ -29,6 +29,7 @@ from puma_edge.images import PixelLimits, UInt8
 from puma_edge.inputs import Batch, InputSpec, Norm, Pooling, Positions
 from puma_edge.layer_choice import choose_layers as choose_layers
 from puma_edge.prompts import PAD, SPECIAL_TOKENS, PromptFormat, PromptTokenizer
+from puma_edge.spellings import loading, read_config, write_both
 from puma_edge.tower import Tower
 
 GENERIC_INSTRUCTIONS = {
@@ -155,9 +156,11 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
     if folder.exists() and not (folder / "config.json").is_file():
         raise PumaError(f"{name} is no model folder (it has no config.json)")
     try:
-        config: Any = AutoConfig.from_pretrained(name)
+        config = read_config(name)
         backbone = backbone_of(family_of(config, name))
-        opened: Any = backbone.model.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        opened: Any = backbone.model.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, **loading(config)
+        )
         model, found = opened
         tokenizer = _load_tokenizer(name)
         values = getattr(config, "puma", None)
@@ -206,6 +209,7 @@ def save(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None)
     PreTrainedTokenizerFast(
         tokenizer_object=checkpoint.tokenizer, pad_token=PAD, padding_side="right"
     ).save_pretrained(folder)
+    write_both(folder)
 
 
 def prune(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:

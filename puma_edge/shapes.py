@@ -18,6 +18,7 @@ from puma_edge.layer_choice import choose_layers
 from puma_edge.model import Card, Checkpoint, add_special_tokens, load, prune
 from puma_edge.prompts import IMAGE_PAD
 from puma_edge.sample import base_folder
+from puma_edge.spellings import rope_settings
 from puma_edge.tower import Tower
 
 
@@ -48,11 +49,7 @@ def _decoder(
         "num_attention_heads": heads,
         "num_key_value_heads": groups,
         "rms_norm_eps": 1e-6,
-        "rope_parameters": {
-            "rope_type": "default",
-            "mrope_section": [16, 24, 24],
-            "rope_theta": 1000000.0,
-        },
+        **rope_settings(1000000.0, [16, 24, 24]),
     }
 
 
@@ -76,12 +73,7 @@ def _qwen2_5(layers: int, text: dict[str, Any]) -> Shape:
 
 
 def _qwen3(layers: int, text: dict[str, Any]) -> Shape:
-    rope = {
-        "rope_type": "default",
-        "mrope_section": [24, 20, 20],
-        "mrope_interleaved": True,
-        "rope_theta": 5000000.0,
-    }
+    rope = rope_settings(5000000.0, [24, 20, 20], interleaved=True)
     vision = {
         "depth": 24,
         "hidden_size": 1024,
@@ -91,9 +83,7 @@ def _qwen3(layers: int, text: dict[str, Any]) -> Shape:
         "num_position_embeddings": 48**2,
         "deepstack_visual_indexes": [5, 11, 17],
     }
-    return Shape(
-        Family.QWEN3_VL, layers, {**text, "head_dim": 128, "rope_parameters": rope}, vision
-    )
+    return Shape(Family.QWEN3_VL, layers, {**text, "head_dim": 128, **rope}, vision)
 
 
 SHAPES = {

@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3
 from puma_edge.backbones import Family, Model, backbone_of, tower_of
 from puma_edge.images import PixelLimits
 from puma_edge.inputs import Batch, Encoded, collate
+from puma_edge.spellings import rope_settings
 from puma_edge.tower import Tower
 from tests.models import IMAGE_PAD, PAD, VOCABULARY, fill, item, tiny_model
 
@@ -40,13 +41,13 @@ def tiny(family: Family, vocabulary: int = VOCABULARY, image_token_id: int = IMA
             return tiny_model(11, layers=LAYERS, vocabulary=vocabulary, **tokens)
         case Family.QWEN2_5_VL:
             config = Qwen2_5_VLConfig(
-                text_config=_text(vocabulary) | {"rope_parameters": _rope([2, 3, 3])},
+                text_config=_text(vocabulary) | rope_settings(10000.0, [2, 3, 3]),
                 vision_config=WINDOWS,
                 **tokens,
             )
             model: Model = Qwen2_5_VLModel(config)
         case Family.QWEN3_VL:
-            text = {"head_dim": 32, "rope_parameters": _rope([6, 5, 5], interleaved=True)}
+            text = {"head_dim": 32, **rope_settings(10000.0, [6, 5, 5], interleaved=True)}
             model = Qwen3VLModel(
                 Qwen3VLConfig(text_config=_text(vocabulary) | text, vision_config=STACK, **tokens)
             )
@@ -86,11 +87,6 @@ def _text(vocabulary: int) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-
-
-def _rope(sections: list[int], **more: Any) -> dict[str, Any]:
-    more = {f"mrope_{name}": value for name, value in more.items()}
-    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, **more}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from transformers import Qwen2VLConfig, Qwen2VLModel
 from puma_edge.backbones import Model, tower_of
 from puma_edge.images import Patches, PixelLimits, normalize
 from puma_edge.inputs import Encoded, rope_positions
+from puma_edge.spellings import rope_settings
 
 LIMITS = PixelLimits()
 VOCABULARY, IMAGE_PAD, RET, PAD = 200, 190, 191, 0
@@ -47,11 +48,7 @@ def tiny_model(
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": groups,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [time, row, head // 2 - time - row],
-            },
+            **rope_settings(10000.0, [time, row, head // 2 - time - row]),
         },
         vision_config={
             "depth": depth,

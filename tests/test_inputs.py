@@ -24,6 +24,7 @@ from puma_edge.inputs import (
     rope_positions,
 )
 from puma_edge.prompts import Modality, PromptFormat, PromptTokenizer
+from puma_edge.spellings import rope_settings
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLModel
@@ -54,11 +55,7 @@ def model(spec: InputSpec) -> Qwen2VLModel:
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2, 3, 3],
-            },
+            **rope_settings(10000.0, [2, 3, 3]),
         },
         vision_config={"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 32},
         image_token_id=spec.tokenizer.image_pad_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,29 @@ def test_plain_transformers_opens_it(checkpoint: Checkpoint, tmp_path: Path) -> 
     save(checkpoint, tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "Qwen2VLModel"
     assert AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids("[RET]") > 0
+
+
+@pytest.mark.parametrize("unwanted", [(), ("rope_parameters",), ("rope_theta", "rope_scaling")])
+def test_a_folder_opens_the_same_in_the_names_of_either_transformers(
+    checkpoint: Checkpoint, tmp_path: Path, unwanted: tuple[str, ...]
+) -> None:
+    """With those of 5, with those of 4.57, with both, as `save` writes them."""
+    batch = mixed_batch(checkpoint.spec)
+    save(checkpoint, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = config["text_config"]
+    assert text["rope_theta"] == 10000.0
+    assert text["rope_scaling"]["mrope_section"] == [2, 3, 3]
+    text.setdefault("rope_parameters", text["rope_scaling"] | {"rope_theta": text["rope_theta"]})
+    for name in unwanted:
+        del text[name]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with torch.no_grad():
+        opened = ret_states(load(str(tmp_path)).model, batch)
+        assert torch.equal(opened, ret_states(checkpoint.model, batch))
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_lora_sits_on_every_linear_of_the_decoder_and_nowhere_else(checkpoint: Checkpoint) -> None:

@@ -164,3 +164,17 @@ def test_calibration_imports_without_the_training_stack() -> None:
         "-c", IMPORT_WITHOUT, ",".join(TRAINING_STACK), "puma_edge.calibration"
     ).split()
     assert "puma_edge.calibration.quantize" in imported
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_optimum_pins_other_versions_only_where_it_must() -> None:
+    ours, optimum = pins("constraints.txt"), pins("constraints-optimum.txt")
+    differing = {name for name in ours.keys() & optimum.keys() if ours[name] != optimum[name]}
+    assert differing == {"huggingface-hub", "tokenizers", "transformers"}
+    assert optimum.keys() - ours.keys() == {
+        *("certifi", "charset-normalizer", "optimum", "optimum-onnx", "requests", "urllib3"),
+    }

@@ -16,9 +16,10 @@ from tests.checkout import build_wheel, copy_checkout, run_python
 
 CONSTRAINTS = "constraints.txt" if sys.version_info >= (3, 11) else "constraints-py310.txt"
 WHAT_IS_HERE = """
-from importlib.util import find_spec
+from importlib.metadata import distributions
 names = ("torch", "transformers", "peft", "optimum", "accelerate", "onnx", "onnxruntime")
-print(*[name for name in names if find_spec(name)])
+here = {one.metadata["Name"] for one in distributions()}
+print(*[name for name in names if name in here])
 """
 
 

@@ -20,6 +20,7 @@ from puma_edge.prompts import (
     PromptFormat,
 )
 from puma_edge.sample.emoji import INSTRUCTIONS
+from puma_edge.spellings import rope_settings
 
 LAYERS, WIDTH, HEAD = 8, 128, 32  # HEAD: of an attention head, whose M-RoPE sections fit it
 VOCABULARY = 6144
@@ -91,11 +92,7 @@ def new_checkpoint(
             "num_attention_heads": heads,
             "num_key_value_heads": heads // 2,
             "max_position_embeddings": 2048,
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": [4, 6, 6],
-                "rope_theta": 10000.0,
-            },
+            **rope_settings(10000.0, [4, 6, 6]),
             "bos_token_id": None,
             "eos_token_id": None,
         },

@@ -26,7 +26,8 @@ from puma_edge.runtimes.derived import present_forms
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.index import Index
-from puma_edge.runtimes.ort import CPU, OrtEncoder
+from puma_edge.runtimes.ort import CPU, CUDA, OrtEncoder
+from puma_edge.runtimes.ort_bound import BoundEncoder
 from puma_edge.sample import emoji_folder
 
 PACKAGES = {
@@ -117,7 +118,7 @@ def _open_target(target: str, threads: int | None) -> tuple[Encoder, InputSpec]:
 ACCELERATORS = (
     "TensorrtExecutionProvider",
     "NvTensorRTRTXExecutionProvider",
-    "CUDAExecutionProvider",
+    CUDA,
     "OpenVINOExecutionProvider",
     "CoreMLExecutionProvider",
     "DmlExecutionProvider",
@@ -155,7 +156,11 @@ def _check(
     vision = partial(bundle.graph, precision, "vision")
     text = bundle.graph(precision, "text")
     try:
-        encoder = OrtEncoder(vision, text, providers=(provider,), threads=threads)
+        encoder: Encoder
+        if provider == CUDA:  # as `--runtime ort-cuda` serves it
+            encoder = BoundEncoder(vision, text, threads=threads)
+        else:
+            encoder = OrtEncoder(vision, text, providers=(provider,), threads=threads)
         found = alone(encoder, bundle.spec, probe)
         company = in_company(encoder, bundle.spec, probe.items)
     except PumaError as error:

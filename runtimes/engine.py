@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from pathlib import Path
 
 from puma_edge.bundle import Bundle, Precision
 from puma_edge.errors import PumaError, UsageError
@@ -16,6 +18,7 @@ class Runtime(str, Enum):
 
     AUTO = "auto"
     ORT = "ort"
+    ORT_CUDA = "ort-cuda"
 
 
 class PrecisionChoice(str, Enum):
@@ -56,9 +59,9 @@ def open_engine(
 
     Args:
         bundle: an opened bundle; its files are verified on the way.
-        runtime: the engine.
-        precision: the arithmetic; "auto" takes INT8 where the bundle has it, else FP32 (a CPU
-            gains nothing from FP16).
+        runtime: the engine; "auto" is ONNX Runtime on the CPU.
+        precision: the arithmetic; "auto" takes INT8 on a CPU where the bundle has it, else FP32 (a
+            CPU gains nothing from FP16), and FP16 on a GPU, else FP32.
         threads: threads of one operation, None for the engine's own choice.
 
     Raises:
@@ -68,20 +71,29 @@ def open_engine(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: give 1 or more")
-    chosen = _precision(bundle, precision)
-    text = bundle.graph(chosen, "text")
     match runtime:
         case Runtime.AUTO | Runtime.ORT:
             from puma_edge.runtimes.ort import OrtEncoder
 
-            vision = partial(bundle.graph, chosen, "vision")
+            chosen = _precision(bundle, precision, (Precision.INT8, Precision.FP32))
+            vision, text = _graphs(bundle, chosen)
             return Engine(OrtEncoder(vision, text, threads=threads), chosen)
+        case Runtime.ORT_CUDA:
+            from puma_edge.runtimes.ort_bound import BoundEncoder
+
+            chosen = _precision(bundle, precision, (Precision.FP16, Precision.FP32))
+            vision, text = _graphs(bundle, chosen)
+            return Engine(BoundEncoder(vision, text, threads=threads), chosen)
 
 
-def _precision(bundle: Bundle, choice: PrecisionChoice) -> Precision:
+def _graphs(bundle: Bundle, precision: Precision) -> tuple[Callable[[], Path], Path]:
+    return partial(bundle.graph, precision, "vision"), bundle.graph(precision, "text")
+
+
+def _precision(bundle: Bundle, choice: PrecisionChoice, fastest: Sequence[Precision]) -> Precision:
     if choice is not PrecisionChoice.AUTO:
         return Precision(choice.value)
-    for precision in (Precision.INT8, Precision.FP32):
+    for precision in fastest:
         if precision.value in bundle.manifest.graphs:
             return precision
     raise PumaError(f"{bundle.folder} holds no graphs; export it again: puma-edge export")

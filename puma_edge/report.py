@@ -278,6 +278,8 @@ def show_bench(report: BenchReport, as_json: bool) -> None:
             f"{report.load_seconds[name]:.2f}",
         )
     _print(table)
+    for name, why in report.missing.items():
+        print(f"without {name}: {why}")
     about = report.about
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     print(f"{about['device']}, {about['threads']} threads, {versions}, commit {about['commit']}")
@@ -342,8 +344,9 @@ def _table(*headers: str, **options: Any) -> Table:
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    # A pipe has no width: rich would cut the table at 80 columns.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    # A pipe has no width: rich would cut the table at 80 columns. What stands in brackets is no
+    # markup: it would take the extra out of a command that says what to install.
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 
 
 def _print_json(values: Any) -> None:

@@ -19,6 +19,7 @@ class Runtime(str, Enum):
     AUTO = "auto"
     ORT = "ort"
     ORT_CUDA = "ort-cuda"
+    TRT = "trt"
 
 
 class PrecisionChoice(str, Enum):
@@ -61,12 +62,14 @@ def open_engine(
         bundle: an opened bundle; its files are verified on the way.
         runtime: the engine; "auto" is ONNX Runtime on the CPU.
         precision: the arithmetic; "auto" takes INT8 on a CPU where the bundle has it, else FP32 (a
-            CPU gains nothing from FP16), and FP16 on a GPU, else FP32.
+            CPU gains nothing from FP16), and FP16 on a GPU, else FP32; of TensorRT's engines
+            INT8, then FP16.
         threads: threads of one operation, None for the engine's own choice.
 
     Raises:
         UsageError: fewer than one thread.
-        PumaError: the bundle has no such precision, or the engine cannot open it.
+        PumaError: the bundle has no such precision, there is no GPU for the engine, or it cannot
+            open the graphs.
         MissingExtraError: the engine is not installed.
     """
     if threads is not None and threads < 1:
@@ -84,6 +87,13 @@ def open_engine(
             chosen = _precision(bundle, precision, (Precision.FP16, Precision.FP32))
             vision, text = _graphs(bundle, chosen)
             return Engine(BoundEncoder(vision, text, threads=threads), chosen)
+        case Runtime.TRT:
+            from puma_edge.runtimes.trt import TrtEncoder, open_gpu
+
+            named = precision is not PrecisionChoice.AUTO
+            wanted = Precision(precision.value) if named else None
+            encoder = TrtEncoder(bundle, wanted, open_gpu())
+            return Engine(encoder, encoder.precision)
 
 
 def _graphs(bundle: Bundle, precision: Precision) -> tuple[Callable[[], Path], Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,18 +9,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from puma_edge.bundle import TOKENIZER, Bundle, Manifest, seal
+from puma_edge.bundle import Bundle
 from puma_edge.errors import PumaError
-from puma_edge.export.precision import to_fp16
-from puma_edge.images import PixelLimits
 from puma_edge.inputs import Batch, Float32, collate
-from puma_edge.prompts import PromptFormat
 from puma_edge.retrieval import cosines
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.ort import CPU, CUDA, OrtEncoder, products_left_to_cpu
 from puma_edge.runtimes.ort_bound import BUFFERS, BoundEncoder, explain
-from tests.models import LIMITS, PAD, exported, item, reference
+from tests.models import LIMITS, PAD, exported, item, reference, tiny_bundle
 
 PARTS = ("vision", "text")
 ITEMS = (
@@ -35,31 +31,18 @@ Opens = Callable[[Path, str], Encoder]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("graphs")
-    for part in PARTS:
-        source = exported().folder / f"{part}.fp32.onnx"
-        shutil.copy(source, folder)
-        to_fp16(source, folder / f"{part}.fp16.onnx")
-    return folder
+def bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folder(bundle: Bundle) -> Path:
+    return bundle.folder
 
 
 @pytest.fixture(scope="module")
 def expected() -> Float32:
     return np.stack([reference(exported().model, each) for each in ITEMS])
-
-
-@pytest.fixture
-def bundle(folder: Path, tmp_path: Path, tokenizer: Tokenizer) -> Bundle:
-    """The tiny graphs as a sealed bundle; its tokenizer knows more words than they do."""
-    graphs = {name: {part: f"{part}.{name}.onnx" for part in PARTS} for name in ("fp32", "fp16")}
-    for path in folder.iterdir():
-        shutil.copy(path, tmp_path)
-    tokenizer.save(str(tmp_path / TOKENIZER))
-    manifest = Manifest(
-        "id", "base", "merged", (0, 1, 2), 3, 128, PixelLimits(), PromptFormat(), graphs=graphs
-    )
-    return Bundle(tmp_path, seal(tmp_path, manifest))
 
 
 def plain(folder: Path, precision: str) -> OrtEncoder:

@@ -22,6 +22,7 @@ from puma_edge.bundle import Bundle, Precision, sha256
 from puma_edge.export.engines import Profile, profiles_of
 from puma_edge.runtimes.cuda import Device
 from puma_edge.runtimes.plans import ENGINES, PARTS, plan_file
+from puma_edge.runtimes.trt import Gpu
 
 DEVICE = Device("Pretend GPU", "87", "10.3.0")
 
@@ -286,6 +287,13 @@ class PretendContext:
             feeds[name] = np.frombuffer(data, kind).reshape(shape)
         (found,) = self.engine.session.run(None, feeds)
         ctypes.memmove(addresses[self.engine.output.name], found.tobytes(), found.nbytes)
+
+
+def pretend(**settings: int) -> Gpu:
+    """TensorRT and CUDA on such a GPU; `settings` are those of `PretendCuda`."""
+    cuda: Any = PretendCuda(**settings)
+    trt: Any = PretendTensorRT(cuda)
+    return Gpu(trt, cuda)
 
 
 def write_engines(bundle: Bundle, precision: Precision, *, device: Device = DEVICE) -> list[Path]:

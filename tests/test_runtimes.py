@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from puma_edge.bundle import Bundle
+from puma_edge.bundle import Bundle, Precision
 from puma_edge.errors import PumaError
+from puma_edge.export.engines import build_with
 from puma_edge.inputs import Batch, Float32, collate
 from puma_edge.retrieval import cosines
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.ort import CPU, CUDA, OrtEncoder, products_left_to_cpu
 from puma_edge.runtimes.ort_bound import BUFFERS, BoundEncoder, explain
+from puma_edge.runtimes.trt import TrtEncoder, open_gpu
 from tests.models import LIMITS, PAD, exported, item, reference, tiny_bundle
+from tests.pretend_gpu import pretend, write_engines
 
 PARTS = ("vision", "text")
 ITEMS = (
@@ -60,6 +63,19 @@ def cuda(folder: Path, precision: str) -> BoundEncoder:
     return BoundEncoder(lambda: vision, text)
 
 
+def pretended(folder: Path, precision: str) -> TrtEncoder:
+    """TensorRT's runtime, the hardware played by ONNX Runtime and the host's memory."""
+    gpu, bundle = pretend(), Bundle.open(folder)
+    write_engines(bundle, Precision(precision))
+    return TrtEncoder(bundle, Precision(precision), gpu)
+
+
+def trt(folder: Path, precision: str) -> TrtEncoder:
+    gpu, bundle = open_gpu(), Bundle.open(folder)
+    build_with(gpu.trt, bundle, gpu.device, [Precision(precision)])
+    return TrtEncoder(bundle, Precision(precision), gpu)
+
+
 def batch(*numbers: int) -> Batch:
     return collate([ITEMS[number] for number in numbers], PAD, LIMITS)
 
@@ -67,7 +83,9 @@ def batch(*numbers: int) -> Batch:
 ENGINES = [
     pytest.param(plain, "ort:cpu", id="ort"),
     pytest.param(bound, "ort:cpu", id="ort, bound"),
+    pytest.param(pretended, "trt:pretend-gpu-sm87-trt10.3.0", id="trt, pretended"),
     pytest.param(cuda, "ort:cuda", id="ort-cuda", marks=pytest.mark.gpu),
+    pytest.param(trt, "trt:", id="trt", marks=pytest.mark.gpu),
 ]
 
 
@@ -77,7 +95,7 @@ def test_every_engine_keeps_the_contract(
     folder: Path, expected: Float32, opens: Opens, provider: str, precision: str
 ) -> None:
     engine = opens(folder, precision)
-    assert engine.provider == provider
+    assert engine.provider.startswith(provider)
     assert engine.dimension == expected.shape[1]
     mixed = engine.encode(batch(0, 1, 2, 3, 4))
     assert mixed.dtype == np.float32

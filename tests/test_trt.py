@@ -29,7 +29,7 @@ from puma_edge.runtimes.trt_graph import GRAPHS
 from puma_edge.serving import split_backend
 from puma_edge.turns import run_turns
 from tests.models import LIMITS, PAD, item, tiny_bundle
-from tests.pretend_gpu import DEVICE, PretendCuda, PretendTensorRT, write_engines
+from tests.pretend_gpu import DEVICE, PretendCuda, PretendTensorRT, pretend, write_engines
 
 SIZES: tuple[tuple[tuple[int, int], ...], ...] = (
     (), ((4, 6),), ((2, 2), (8, 4)), ((6, 6),), ((2, 10),),
@@ -156,17 +156,17 @@ def test_an_engine_of_elsewhere_is_refused_with_the_reason(bundle: Bundle, case:
     write_engines(bundle, Precision.FP16, device=device)
     for precision in (Precision.FP16, None):
         with pytest.raises(NoPlanError, match=why) as caught:
-            TrtEncoder(bundle, precision, pretended())
+            TrtEncoder(bundle, precision, pretend())
         assert f"puma-edge export --trt {bundle.folder}" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
 def test_no_engine_and_no_engine_in_this_precision(bundle: Bundle) -> None:
     with pytest.raises(NoPlanError, match=r"has no TensorRT engines \(here there are: none\)"):
-        TrtEncoder(bundle, None, pretended())
+        TrtEncoder(bundle, None, pretend())
     write_engines(bundle, Precision.FP16)
     with pytest.raises(NoPlanError, match=r"engines in fp32 \(here there are: fp16\)"):
-        TrtEncoder(bundle, Precision.FP32, pretended())
+        TrtEncoder(bundle, Precision.FP32, pretend())
 
 
 def test_a_changed_engine_and_one_of_another_graph_are_refused(bundle: Bundle) -> None:
@@ -186,11 +186,6 @@ def test_a_changed_engine_and_one_of_another_graph_are_refused(bundle: Bundle) -
 
 
 # The GPU.
-
-
-def pretended(**settings: int) -> Gpu:
-    cuda = PretendCuda(**settings)  # type: ignore[arg-type]
-    return Gpu(PretendTensorRT(cuda), cuda)  # type: ignore[arg-type]
 
 
 def test_no_gpu_is_one_line_before_anything_is_loaded() -> None:
@@ -230,7 +225,7 @@ def encoders(bundle: Bundle, precision: Precision, gpu: Gpu) -> tuple[TrtEncoder
 def test_what_is_copied_and_captured_gives_the_same_embeddings(
     bundle: Bundle, precision: Precision
 ) -> None:
-    gpu = pretended()
+    gpu = pretend()
     found, plain = encoders(bundle, precision, gpu)
     assert found.provider == "trt:pretend-gpu-sm87-trt10.3.0"
     assert (found.precision, found.dimension) == (precision, plain.dimension)
@@ -251,7 +246,7 @@ def test_what_is_copied_and_captured_gives_the_same_embeddings(
 def test_graphs_are_bounded_and_rebuilt(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("puma_edge.runtimes.trt_graph.GRAPHS", 2)
     assert GRAPHS > 2
-    found, plain = encoders(bundle, Precision.FP32, pretended())
+    found, plain = encoders(bundle, Precision.FP32, pretend())
     for words in (3, 20, 40, 60, 3, 20, 3, 3, 40, 40):
         batch = batch_of([item(words, seed=words)])
         assert cosines(found.encode(batch), plain.encode(batch)).min() > 0.99999
@@ -259,7 +254,7 @@ def test_graphs_are_bounded_and_rebuilt(bundle: Bundle, monkeypatch: pytest.Monk
 
 
 def test_what_cannot_be_captured_runs_without(bundle: Bundle) -> None:
-    found, plain = encoders(bundle, Precision.FP32, pretended(captures=False))
+    found, plain = encoders(bundle, Precision.FP32, pretend(captures=False))
     batch = batch_of([item(3), item(9)])
     found.encode(batch)
     with pytest.warns(UserWarning, match="runs without CUDA graphs: CUDA failed: operation not"):
@@ -270,10 +265,10 @@ def test_what_cannot_be_captured_runs_without(bundle: Bundle) -> None:
 def test_too_little_memory_is_said_before_loading_and_after(bundle: Bundle) -> None:
     write_engines(bundle, Precision.FP32)
     with pytest.raises(GpuMemoryError, match=r"too little GPU memory: .*plan needs"):
-        TrtEncoder(bundle, None, pretended(memory=600))
+        TrtEncoder(bundle, None, pretend(memory=600))
     with pytest.raises(GpuMemoryError, match="too little GPU memory: running "):
-        TrtEncoder(bundle, None, pretended(memory=30_000))
-    full = pretended(memory=3_000_000)
+        TrtEncoder(bundle, None, pretend(memory=30_000))
+    full = pretend(memory=3_000_000)
     with pytest.raises(GpuMemoryError, match="too little GPU memory"):
         TrtEncoder(bundle, None, full)._load("vision")
     assert "\n" not in short_of(10**9, 10**8, "x")
@@ -287,7 +282,7 @@ def test_a_plan_that_tensorrt_refuses(bundle: Bundle) -> None:
     about = json.loads(text.with_suffix(".json").read_text())
     text.with_suffix(".json").write_text(json.dumps({**about, "plan": sha256(text)}))
     with pytest.raises(PumaError, match=r"magic tag does not match.*\(1\).*\(2\)"):
-        TrtEncoder(bundle, None, pretended())
+        TrtEncoder(bundle, None, pretend())
 
 
 def test_fp32_engines_are_built_only_where_there_is_nothing_smaller(bundle: Bundle) -> None:

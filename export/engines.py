@@ -7,29 +7,29 @@ networks, no precision flags, no calibrators.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from puma_edge.bundle import Bundle, Precision, sha256
-from puma_edge.errors import PumaError, require
+from puma_edge.errors import PumaError
 from puma_edge.inputs import InputSpec
+from puma_edge.runtimes.cuda import Device
 from puma_edge.runtimes.files import replacing
+from puma_edge.runtimes.nvidia import (
+    Builder,
+    INetworkDefinition,
+    IOptimizationProfile,
+    Shape,
+    TensorRT,
+)
+from puma_edge.runtimes.plans import ENGINES, PARTS, SERVED, plan_file
+from puma_edge.runtimes.trt import open_gpu
+from puma_edge.runtimes.trt_log import Messages
 
-ENGINES = "engines"
 CACHE = "timing.cache"
-# The CPU's INT8 form has zero points, which TensorRT refuses.
-SERVED = (Precision.FP32, Precision.FP16, Precision.INT8_TRT)
 
 INSTRUCTION_TOKENS = 64
-
-Shape = tuple[int, ...]
-
-
-class NoEngineError(PumaError):
-    """There is nothing here to build engines with; the ONNX bundle is complete without."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,6 @@ class Built:
 
     plan: bytes
     cache: bytes
-
-
-@dataclass(frozen=True)
-class Device:
-    """A GPU: its name, its compute capability without a dot ("87"), and TensorRT's version."""
-
-    name: str
-    capability: str
-    version: str
-
-    def file(self, part: str, precision: Precision) -> str:
-        """The name of an engine's plan; plans of other devices lie beside it."""
-        name = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") or "gpu"
-        engine = f"{name}-sm{self.capability}-trt{self.version}"
-        return f"{engine}.{part}.{precision.value}.plan"
 
 
 def text_profiles(
@@ -121,7 +106,9 @@ def profiles_of(bundle: Bundle, part: str) -> list[Profile]:
     return text_profiles(bundle.spec, bundle.manifest.prompt.max_text_tokens)
 
 
-def build_plan(trt: Any, graph: Path, profiles: Sequence[Profile], cache: bytes = b"") -> Built:
+def build_plan(
+    trt: TensorRT, graph: Path, profiles: Sequence[Profile], cache: bytes = b""
+) -> Built:
     """Build one engine.
 
     Args:
@@ -131,13 +118,13 @@ def build_plan(trt: Any, graph: Path, profiles: Sequence[Profile], cache: bytes 
         cache: the timing cache of an earlier build on the same device.
 
     Raises:
-        PumaError: TensorRT cannot parse or build the graph.
+        PumaError: TensorRT cannot parse or build the graph, or it has inputs without a profile.
     """
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
+    messages = Messages(trt)
+    builder = trt.Builder(messages.logger)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(typed)
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, messages.logger)
     if not parser.parse_from_file(str(graph)):
         reasons = [str(parser.get_error(n).desc()) for n in range(parser.num_errors)]
         raise PumaError(f"TensorRT {trt.__version__} cannot parse {graph}: {'; '.join(reasons)}")
@@ -148,16 +135,21 @@ def build_plan(trt: Any, graph: Path, profiles: Sequence[Profile], cache: bytes 
     settings.set_timing_cache(timing, ignore_mismatch=False)
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
-        raise PumaError(
-            f"TensorRT {trt.__version__} cannot build {graph}; its own messages stand above"
-        )
+        raise PumaError(f"TensorRT {trt.__version__} cannot build {graph}: {messages.take()}")
     return Built(bytes(plan), bytes(settings.get_timing_cache().serialize()))
 
 
-def _profile(builder: Any, network: Any, profile: Profile) -> Any:
+def _profile(
+    builder: Builder, network: INetworkDefinition, profile: Profile
+) -> IOptimizationProfile:
     made = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         value = network.get_input(number)
+        if value.name not in profile.usual:
+            raise PumaError(
+                f"no TensorRT engine is built of a graph that takes {value.name}: that is a "
+                "Qwen2.5-VL's or a Qwen3-VL's vision tower; take --runtime ort"
+            )
         shapes = [
             tuple(
                 own if wanted < 0 else wanted
@@ -169,50 +161,42 @@ def _profile(builder: Any, network: Any, profile: Profile) -> Any:
     return made
 
 
-def this_device(trt: Any) -> Device:
-    """The first GPU.
+def worth_building(bundle: Bundle) -> list[Precision]:
+    """Every precision of a bundle that TensorRT takes; FP32 only where there is no other.
 
-    Raises:
-        NoEngineError: there is none, or no driver.
-        MissingExtraError: cuda-bindings is not installed.
+    A small device has no memory for the largest, and a GPU no use.
     """
-    runtime = require("cuda.bindings.runtime", "trt")
-    # Asked first: TensorRT's runtimes end the process where there is no device.
-    error, count = runtime.cudaGetDeviceCount()
-    if int(error) or not count:
-        raise NoEngineError(f"TensorRT {trt.__version__} is installed, but there is no CUDA device")
-    _, about = runtime.cudaGetDeviceProperties(0)
-    name = about.name.decode() if isinstance(about.name, bytes) else str(about.name)
-    return Device(name, f"{about.major}{about.minor}", str(trt.__version__))
+    there = [one for one in SERVED if one.value in bundle.manifest.graphs]
+    return [one for one in there if one is not Precision.FP32] or there
 
 
 def build_engines(folder: Path) -> list[Path]:
-    """Build the engines of every precision of a bundle that TensorRT takes, into `engines/`.
+    """Build a bundle's engines, into `engines/`: see `worth_building`.
 
     Raises:
-        MissingExtraError: TensorRT is not installed.
-        NoEngineError: there is no CUDA device.
+        MissingExtraError: TensorRT or cuda-bindings is not installed.
+        NoDeviceError: there is no CUDA device.
         PumaError: TensorRT refuses a graph.
     """
-    trt = require("tensorrt", "trt")
-    return build_with(trt, Bundle.open(folder), this_device(trt))
+    gpu, bundle = open_gpu(), Bundle.open(folder)
+    return build_with(gpu.trt, bundle, gpu.device, worth_building(bundle))
 
 
-def build_with(trt: Any, bundle: Bundle, device: Device) -> list[Path]:
-    """As `build_engines`, with the module and the device given."""
+def build_with(
+    trt: TensorRT, bundle: Bundle, device: Device, precisions: Sequence[Precision] = SERVED
+) -> list[Path]:
+    """As `build_engines`, with the module, the device and the precisions given."""
     folder = bundle.folder / ENGINES
     folder.mkdir(exist_ok=True)
-    kept = folder / f"{device.file('x', Precision.FP32).split('.x.')[0]}.{CACHE}"
+    kept = folder / f"{device.slug}.{CACHE}"
     cache = kept.read_bytes() if kept.is_file() else b""
     built = []
-    for precision in SERVED:
-        if precision.value not in bundle.manifest.graphs:
-            continue
-        for part in ("vision", "text"):
+    for precision in precisions:
+        for part in PARTS:
             profiles = profiles_of(bundle, part)
             graph = bundle.graph(precision, part)
             done = build_plan(trt, graph, profiles, cache)
-            cache, path = done.cache, folder / device.file(part, precision)
+            cache, path = done.cache, folder / plan_file(device, part, precision)
             _write(path, done.plan)
             _write(kept, cache)
             about = {

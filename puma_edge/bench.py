@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from puma_edge.bundle import Bundle
-from puma_edge.errors import PumaError, UsageError
+from puma_edge.errors import UsageError
+from puma_edge.runtimes.plans import ENGINES
+from puma_edge.serving import on_gpu, split_backend
+from puma_edge.turns import run_turns
 
 BASELINES = ("torch-fp32", "torch-bf16")
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "numpy")
-TURN_LIMIT = 1800  # seconds: a turn that takes longer hangs
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,17 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All rows, and per backend the peak memory of its process, loading time and file size."""
+    """All rows, and per backend the peak memory of its process, loading time and file size.
+
+    `missing` has the engines of a GPU that do not serve here, and why.
+    """
 
     rows: list[Row]
     peak_bytes: dict[str, int]
     load_seconds: dict[str, float]
     file_bytes: dict[str, int]
     about: dict[str, Any]
+    missing: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For a file."""
@@ -146,19 +150,16 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
     backends = [f"{engine}-{name}" for engine in engines for name in served]
     if find_spec("torch") and find_spec("transformers"):
         backends = [*BASELINES, *backends]
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in backends}
-    for turn in range(config.rounds * len(backends)):
-        name = backends[turn % len(backends)]
-        request = {
-            "bundle": config.bundle,
-            "backend": name,
-            "model": model,
-            "threads": threads,
-            "seconds": config.seconds,
-            "cases": [asdict(case) for case in cases],
-        }
-        results[name].append(run_turn(request))
-        turn_done(turn + 1, config.rounds * len(backends))
+    gpu = [one.backend for one in on_gpu(bundle, threads)]
+    base = {
+        "bundle": config.bundle,
+        "model": model,
+        "threads": threads,
+        "seconds": config.seconds,
+        "cases": [asdict(case) for case in cases],
+    }
+    turns = run_turns(base, [*backends, *gpu], config.rounds, turn_done, optional=gpu)
+    results = turns.results
     return BenchReport(
         rows=_rows(results, cases),
         peak_bytes={name: max(one["peak_bytes"] for one in many) for name, many in results.items()},
@@ -166,31 +167,10 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
             name: float(np.median([one["load_seconds"] for one in many]))
             for name, many in results.items()
         },
-        file_bytes=_file_bytes(bundle, model, backends),
+        file_bytes=_file_bytes(bundle, model, list(results)),
         about=_about(bundle, model, threads, config),
+        missing=turns.missing,
     )
-
-
-def run_turn(request: dict[str, Any]) -> dict[str, Any]:
-    """One backend's turn, in a process of its own; see `bench_worker.serve`.
-
-    Raises:
-        PumaError: the process failed.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "puma_edge.bench_worker"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=TURN_LIMIT,
-        env={**os.environ, "OMP_NUM_THREADS": str(request["threads"])},
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise PumaError(f"the {request['backend']} process failed: {last}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
 
 
 def _rows(results: dict[str, list[dict[str, Any]]], cases: Sequence[Case]) -> list[Row]:
@@ -228,8 +208,10 @@ def _rows(results: dict[str, list[dict[str, Any]]], cases: Sequence[Case]) -> li
 def _file_bytes(bundle: Bundle, model: str, backends: Sequence[str]) -> dict[str, int]:
     sizes = {}
     for backend in backends:
-        engine, _, precision = backend.partition("-")
-        if engine != "torch":
+        engine, precision = split_backend(backend)
+        if engine == "trt":
+            files = list((bundle.folder / ENGINES).glob(f"*.{precision}.plan"))
+        elif engine.startswith(("ort", "openvino")):
             names = bundle.manifest.graphs[precision].values()
             files = [path for name in names for path in bundle.folder.glob(f"{name}*")]
         else:
@@ -252,7 +234,7 @@ def _about(bundle: Bundle, model: str, threads: int, config: BenchConfig) -> dic
         "seconds": config.seconds,
         "versions": {name: metadata.version(name) for name in PACKAGES if find_spec(name)},
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -266,7 +248,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the checkout puma-edge runs from, empty for an installed wheel."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists():

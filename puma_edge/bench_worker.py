@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,24 @@ import numpy as np
 from puma_edge.bundle import Bundle
 from puma_edge.images import Patches, decode, patchify
 from puma_edge.inputs import Batch, InputSpec
+from puma_edge.runtimes.cuda import used_memory
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.sample.folder import glyph_images
+from puma_edge.serving import split_backend
 
 IMAGE_EDGE = 224  # pixels, of the benchmark's picture
 MIN_RUNS, MAX_RUNS = 3, 200
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a case is timed: seconds, those before that, and the least and most runs."""
+
+    seconds: float
+    warm_up: float
+    least: int
+    most: int
 
 
 def serve(request: dict[str, Any]) -> dict[str, Any]:
@@ -29,20 +42,30 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: bundle, backend ("torch-fp32", "ort-int8", ...), model, threads, seconds (for
-            each case), cases ([name, items, tokens of text, with an image, its edge in pixels]).
+            each case), cases ([name, items, tokens of text, with an image, its edge in pixels]),
+            and, where they are other than usual, warm_up (seconds of each case that are not
+            counted) and runs (the least and the most that are).
     """
+    unused = used_memory()
     started = time.perf_counter()
     bundle = Bundle.open(Path(request["bundle"]))
     encoder = _open(request, bundle)
     loaded = time.perf_counter() - started
+    timing = Timing(
+        request["seconds"],
+        request.get("warm_up", 0.0),
+        *request.get("runs", (MIN_RUNS, MAX_RUNS)),
+    )
     cases = {}
     for case in request["cases"]:
         batch = make_batch(
             bundle.spec, case["items"], case["tokens"], image=case["image"], edge=case["edge"]
         )
-        times, vectors = _time(encoder, batch, request["seconds"])
+        times, vectors = _time(encoder, batch, timing)
         cases[case["name"]] = {"seconds": times, "embedding": vectors[0].tolist()}
-    return {"load_seconds": loaded, "peak_bytes": peak_bytes(), "cases": cases}
+    used = used_memory()
+    gpu = used - unused if used is not None and unused is not None else None
+    return {"load_seconds": loaded, "peak_bytes": peak_bytes(), "gpu_bytes": gpu, "cases": cases}
 
 
 def peak_bytes() -> int:
@@ -74,9 +97,9 @@ def _picture(edge: int) -> Any:
 
 
 def _open(request: dict[str, Any], bundle: Bundle) -> Encoder:
-    engine, _, precision = request["backend"].partition("-")
+    engine, precision = split_backend(request["backend"])
     threads = request["threads"]
-    if engine != "torch":
+    if not engine.startswith(("torch", "compile")):
         return open_engine(bundle, Runtime(engine), PrecisionChoice(precision), threads).encoder
     import torch
 
@@ -85,18 +108,27 @@ def _open(request: dict[str, Any], bundle: Bundle) -> Encoder:
 
     torch.set_num_threads(threads)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    return TorchEncoder(open_baseline(request["model"], bundle.manifest, dtype).model)
+    model: Any = open_baseline(request["model"], bundle.manifest, dtype).model
+    if engine.endswith("-cuda"):
+        model.to("cuda")
+    if engine.startswith("compile"):
+        for part in (model.visual, model.language_model):
+            part.compile()
+    return TorchEncoder(model)
 
 
-def _time(encoder: Encoder, batch: Batch, seconds: float) -> tuple[list[float], Any]:
-    """Times of single runs after a warm-up, for about `seconds`."""
+def _time(encoder: Encoder, batch: Batch, timing: Timing) -> tuple[list[float], Any]:
+    """Times of single runs after a warm-up."""
+    seconds = timing.seconds
     started = time.perf_counter()
     vectors = encoder.encode(batch)
     first = time.perf_counter() - started
     if first < seconds:  # what takes longer than a case's whole time is warm after one run
         encoder.encode(batch)
+    while time.perf_counter() - started < timing.warm_up:
+        encoder.encode(batch)
     times: list[float] = []
-    while len(times) < MIN_RUNS or (sum(times) < seconds and len(times) < MAX_RUNS):
+    while len(times) < timing.least or (sum(times) < seconds and len(times) < timing.most):
         started = time.perf_counter()
         encoder.encode(batch)
         times.append(time.perf_counter() - started)

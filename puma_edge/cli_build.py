@@ -137,7 +137,15 @@ def export(
     Examples:
     - `puma-edge export --int8`
     - `puma-edge export merged/ --int8 --calibration photos/ --out bundle/`
+    - `puma-edge export bundle/ --trt` (engines of a bundle, on the device that serves; no torch)
     """
+    named = Path(model or model_option or "")
+    if trt and (named / "manifest.json").is_file():
+        from puma_edge.export.engines import build_engines
+
+        plans = build_engines(named)
+        report.show({f"engine {number}": str(one) for number, one in enumerate(plans, 1)}, json_)
+        return
     require("onnxscript", "export")
     require("onnxruntime", "cpu")
     from puma_edge.export.command import run_export
@@ -180,12 +188,13 @@ def export(
 
 def _build_engines(bundle: Path) -> None:
     """Build a bundle's TensorRT engines; where that cannot be, say so and leave with code 3."""
-    from puma_edge.export.engines import NoEngineError, build_engines
+    from puma_edge.export.engines import build_engines
+    from puma_edge.runtimes.cuda import NoDeviceError
 
     try:
         for plan in build_engines(bundle):
             report.say(f"engine: {plan}")
-    except (MissingExtraError, NoEngineError) as error:
+    except (MissingExtraError, NoDeviceError) as error:
         report.say(
             f"puma-edge: --trt given, but no TensorRT engine was built: {error}; the ONNX bundle "
             "is complete, and engines are built on the device where they will serve"

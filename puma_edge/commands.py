@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -22,13 +24,17 @@ from puma_edge.inputs import InputSpec
 from puma_edge.metrics import Pool
 from puma_edge.progress import Progress
 from puma_edge.run_folder import METRICS, SETTINGS
+from puma_edge.runtimes.cuda import free_memory
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.index import Index
 from puma_edge.runtimes.notes import present_forms
 from puma_edge.runtimes.openvino import OpenVinoEncoder
-from puma_edge.runtimes.ort import CPU, OrtEncoder
+from puma_edge.runtimes.ort import CPU, CUDA, OrtEncoder
+from puma_edge.runtimes.ort_bound import BoundEncoder
+from puma_edge.runtimes.trt import open_gpu
 from puma_edge.sample import emoji_folder
+from puma_edge.serving import on_gpu
 
 PACKAGES = {
     "onnxruntime": "cpu",
@@ -47,6 +53,7 @@ PACKAGES = {
     "lancedb": "lancedb",
     "pymilvus": "milvus",
     "ray": "ray",
+    "cuda.bindings": "trt",
     "matplotlib": "plot",
 }
 
@@ -131,13 +138,13 @@ def _open_target(target: str, threads: int | None) -> tuple[Encoder, InputSpec]:
 ACCELERATORS = (
     "TensorrtExecutionProvider",
     "NvTensorRTRTXExecutionProvider",
-    "CUDAExecutionProvider",
+    CUDA,
     "OpenVINOExecutionProvider",
     "CoreMLExecutionProvider",
     "DmlExecutionProvider",
 )
 OPENVINO = OpenVinoEncoder.provider
-OPENVINO_SERVES = ("fp32", "int8")
+OPENVINO_SERVES = (Precision.FP32, Precision.INT8)
 
 
 def run_check(folder: Path, threads: int | None) -> list[dict[str, Any]]:
@@ -148,37 +155,62 @@ def run_check(folder: Path, threads: int | None) -> list[dict[str, Any]]:
     Raises:
         PumaError: no bundle, or a damaged one.
     """
-    require("onnxruntime", "cpu")
-    import onnxruntime
-
+    if not find_spec("tensorrt"):
+        require("onnxruntime", "cpu")
     bundle = Bundle.open(folder)
     probe = read_probe(bundle)
-    there = [name for name in ACCELERATORS if name in onnxruntime.get_available_providers()]
-    rows = [(name, provider) for name in bundle.manifest.graphs for provider in (CPU, *there)]
-    if find_spec("openvino"):
-        rows += [(name, OPENVINO) for name in bundle.manifest.graphs if name in OPENVINO_SERVES]
-    with Progress(f"checking {folder}", len(rows)) as progress:
+    engines = _engines(bundle, threads)
+    with Progress(f"checking {folder}", len(engines)) as progress:
         checked = []
-        for name, provider in rows:
-            checked.append(_check(bundle, probe, Precision(name), provider, threads))
-            progress.update(len(checked), f"{name} on {provider}")
+        for precision, name, opens in engines:
+            checked.append(_check(bundle, probe, precision, name, opens))
+            progress.update(len(checked), f"{precision.value} on {name}")
     return checked
 
 
+Opens = Callable[[], Encoder]
+
+
+def _engines(bundle: Bundle, threads: int | None) -> list[tuple[Precision, str, Opens]]:
+    """Every precision on the CPU and on every accelerator, and TensorRT's engines."""
+    there: list[str] = []
+    if find_spec("onnxruntime"):
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        there = [name for name in (CPU, *ACCELERATORS) if name in available]
+    found: list[tuple[Precision, str, Opens]] = []
+    for precision in map(Precision, bundle.manifest.graphs):
+        for provider in there:
+            name = f"ort:{provider.removesuffix('ExecutionProvider').lower()}"
+            opens = partial(_open_on, bundle, precision, provider, threads)
+            found.append((precision, name, opens))
+    if find_spec("openvino"):
+        for precision in OPENVINO_SERVES:
+            if precision.value in bundle.manifest.graphs:
+                found.append((precision, OPENVINO, partial(_open_vino, bundle, precision, threads)))
+    served = [one for one in on_gpu(bundle, threads) if one.runtime is Runtime.TRT]
+    return [*found, *((one.precision, "trt", one.open) for one in served)]
+
+
+def _open_on(bundle: Bundle, precision: Precision, provider: str, threads: int | None) -> Encoder:
+    vision, text = partial(bundle.graph, precision, "vision"), bundle.graph(precision, "text")
+    if provider == CUDA:  # as `--runtime ort-cuda` serves it
+        return BoundEncoder(vision, text, threads=threads)
+    return OrtEncoder(vision, text, providers=(provider,), threads=threads)
+
+
+def _open_vino(bundle: Bundle, precision: Precision, threads: int | None) -> Encoder:
+    vision, text = partial(bundle.graph, precision, "vision"), bundle.graph(precision, "text")
+    return OpenVinoEncoder(vision, text, threads=threads)
+
+
 def _check(
-    bundle: Bundle, probe: Probe, precision: Precision, provider: str, threads: int | None
+    bundle: Bundle, probe: Probe, precision: Precision, engine: str, opens: Opens
 ) -> dict[str, Any]:
-    is_ort = provider != OPENVINO
-    engine = f"ort:{provider.removesuffix('ExecutionProvider').lower()}" if is_ort else provider
     told = {"precision": precision.value, "engine": engine}
-    vision = partial(bundle.graph, precision, "vision")
-    text = bundle.graph(precision, "text")
     try:
-        encoder: Encoder = (
-            OrtEncoder(vision, text, providers=(provider,), threads=threads)
-            if is_ort
-            else OpenVinoEncoder(vision, text, threads=threads)
-        )
+        encoder = opens()
         found = alone(encoder, bundle.spec, probe)
         company = in_company(encoder, bundle.spec, probe.items)
     except PumaError as error:
@@ -249,14 +281,15 @@ def examine() -> dict[str, Any]:
         **{names: _readiness(needs) for names, needs in NEEDS.items()},
     }
     for name, extra in PACKAGES.items():
-        if find_spec(name) is None:
+        if find_spec(name.partition(".")[0]) is None or find_spec(name) is None:
             found[name] = f"not installed: pip install 'puma-edge[{extra}]'"
         else:
-            found[name] = metadata.version("onnxruntime-gpu" if _is_gpu_build(name) else name)
+            found[name] = _version(name)
     if find_spec("onnxruntime"):
         import onnxruntime
 
         found["providers"] = ", ".join(onnxruntime.get_available_providers())
+    found["gpu"] = _gpu()
     return found
 
 
@@ -264,6 +297,25 @@ def _readiness(needs: tuple[str, ...]) -> str:
     """Whether these packages are there, or what brings those that are not."""
     extras = dict.fromkeys(PACKAGES[name] for name in needs if find_spec(name) is None)
     return f"pip install 'puma-edge[{','.join(extras)}]'" if extras else "ready"
+
+
+def _gpu() -> str:
+    """The GPU as TensorRT sees it, or why it sees none."""
+    try:
+        gpu = open_gpu()
+    except PumaError as error:
+        return f"none for TensorRT: {error}"
+    free, total = free_memory(gpu.cuda)
+    about = f"{gpu.device.name}, compute capability {'.'.join(gpu.device.capability)}"
+    return f"{about}, {free / 1e6:.0f} of {total / 1e6:.0f} MB free; engines: {gpu.device.slug}"
+
+
+def _version(name: str) -> str:
+    package = "onnxruntime-gpu" if _is_gpu_build(name) else name.replace(".", "-")
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # TensorRT's comes in packages of other names too
+        return str(getattr(importlib.import_module(name), "__version__", "installed"))
 
 
 def _is_gpu_build(name: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from puma_edge.bench import Case, processor, run_turn
+from puma_edge.bench import Case, processor
 from puma_edge.bundle import MANIFEST, Bundle, Precision
 from puma_edge.config import ExportConfig, Gate
 from puma_edge.data import Dataset
@@ -29,6 +29,7 @@ from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.files import locked, replacing
 from puma_edge.trade import Point, front
 from puma_edge.train import open_data
+from puma_edge.turns import run_turn
 
 STATE, BUNDLES = "sweep.json", "bundles"
 # What a bundle's own gate looks at: a sweep measures the recall of all queries itself.

@@ -13,8 +13,15 @@ from puma_edge.errors import PumaError, require
 from puma_edge.feeds import text_feeds, vision_feeds
 from puma_edge.inputs import Batch, Float32
 
-__all__ = ["CPU", "OrtEncoder", "open_session", "text_feeds", "vision_feeds"]
-CPU = "CPUExecutionProvider"
+__all__ = ["CPU", "CUDA", "OrtEncoder", "open_session", "text_feeds", "vision_feeds"]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+OPTIONS = {
+    # TF32 rounds float32 products to 10 bits, and the parity of fp32 would go with them. Memory is
+    # taken as it is asked for: by default it doubles, which a small GPU has no room for.
+    CUDA: {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
+}
+# What a model's time goes into; beside them a graph has arithmetic on shapes, at home on the CPU.
+PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "Attention", "Conv")
 
 
 class OrtEncoder:
@@ -95,8 +102,11 @@ def open_session(path: Path, providers: Sequence[str], threads: int | None) -> A
     # slow. ONNX Runtime would do so on every x86 processor, so it is asked only where it must.
     if not sums_in_32_bits():
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if providers[0] != CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    named = [(name, OPTIONS.get(name, {})) for name in providers]
     try:
-        session = ort.InferenceSession(str(path), options, providers=list(providers))
+        session = ort.InferenceSession(str(path), options, providers=named)
     # ONNX Runtime raises a dozen unrelated types here, all of them about this one file.
     except Exception as error:
         raise PumaError(f"onnxruntime cannot load {path}: {error}") from error
@@ -104,6 +114,12 @@ def open_session(path: Path, providers: Sequence[str], threads: int | None) -> A
         raise PumaError(
             f"onnxruntime fell back from {providers[0]} to {session.get_providers()[0]}; "
             "check the driver and library versions with: puma-edge doctor"
+        )
+    left = products_left_to_cpu(session) if providers[0] != CPU else 0
+    if left:
+        raise PumaError(
+            f"{providers[0]} has no kernel for {left} products of {path}, and would leave them to "
+            "the CPU; choose another precision, such as --precision fp16, or --runtime ort"
         )
     return session
 
@@ -121,3 +137,18 @@ def has_vnni(cpuinfo: str) -> bool:
         if line.startswith("flags"):
             return not {"avx512_vnni", "avx_vnni"}.isdisjoint(line.split())
     return False
+
+
+def products_left_to_cpu(session: Any) -> int:
+    """How many matrix products of a session run on the CPU; 0 where it was not recorded.
+
+    Older ONNX Runtimes record it never.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return 0
+    return sum(
+        node.op_type in PRODUCTS
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == CPU
+        for node in part.get_nodes()
+    )

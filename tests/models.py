@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from puma_edge.backbones import Model, tower_of
+from puma_edge.bundle import TOKENIZER, Bundle, Manifest, seal
 from puma_edge.images import Patches, PixelLimits, normalize
 from puma_edge.inputs import Encoded, rope_positions
+from puma_edge.prompts import PromptFormat
 from puma_edge.spellings import rope_settings
 
 LIMITS = PixelLimits()
@@ -156,3 +159,19 @@ def exported() -> Exported:
     make_loud(model)
     export_graphs(model, folder)
     return Exported(model, folder)
+
+
+def tiny_bundle(folder: Path, tokenizer: Tokenizer) -> Bundle:
+    """The tiny graphs in fp32 and fp16, sealed; the tokenizer knows more than they do."""
+    from puma_edge.export.precision import to_fp16
+
+    parts = ("vision", "text")
+    for part in parts:
+        shutil.copy(exported().folder / f"{part}.fp32.onnx", folder)
+        to_fp16(folder / f"{part}.fp32.onnx", folder / f"{part}.fp16.onnx")
+    tokenizer.save(str(folder / TOKENIZER))
+    graphs = {name: {part: f"{part}.{name}.onnx" for part in parts} for name in ("fp32", "fp16")}
+    manifest = Manifest(
+        "id", "base", "merged", (0, 1, 2), 3, 128, LIMITS, PromptFormat(), graphs=graphs
+    )
+    return Bundle(folder, seal(folder, manifest))

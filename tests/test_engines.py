@@ -11,15 +11,17 @@ import pytest
 
 from puma_edge.bundle import Bundle, Precision, sha256
 from puma_edge.errors import PumaError
-from puma_edge.export.engines import Device, build_plan, build_with, profiles_of
+from puma_edge.export.engines import build_plan, build_with, profiles_of
+from puma_edge.runtimes.cuda import Device
+from puma_edge.runtimes.plans import plan_file
 
 DEVICE = Device("NVIDIA Jetson Orin (8 GB)", "87", "10.3.0")
 
 
 def test_a_plan_is_named_by_its_device() -> None:
-    name = DEVICE.file("text", Precision.INT8_TRT)
+    name = plan_file(DEVICE, "text", Precision.INT8_TRT)
     assert name == "nvidia-jetson-orin-8-gb-sm87-trt10.3.0.text.int8-trt.plan"
-    assert Path(Device("../..", "1", "1").file("text", Precision.FP32)).name.startswith("gpu-sm1-")
+    assert plan_file(Device("../..", "1", "1"), "text", Precision.FP32).startswith("gpu-sm1-trt1.")
 
 
 def test_profiles_hold_every_item(sample_bundle: Path) -> None:

@@ -32,7 +32,7 @@ class Given:
         dimension: numbers in a row.
         table: bytes of a row's id, path, text and metadata, compressed.
         text, image: seconds of a machine for one, embedded alone.
-        int8, binary: seconds of a core for each row that one query goes through.
+        int8, binary: seconds of a machine for each row that one query goes through.
         memory: GB of a machine that serves.
         copies: replicas of the served index.
         price: of an hour of a machine that embeds.
@@ -84,9 +84,10 @@ def machines(given: Given, total: float) -> int:
 
 
 def defaults() -> dict[str, float]:
-    """Read the measured figures: seconds, of a machine or of a core."""
+    """Read the measured figures: seconds of a machine."""
     shape = json.loads((HERE / "real_shape.json").read_text(encoding="utf-8"))
-    median = {(row["case"], row["backend"]): row["median_ms"] for row in shape["rows"]}
+    rows = shape["kept_layers_12_of_28"]["rows"]
+    median = {(row["case"], row["backend"]): row["median_ms"] for row in rows}
     search = json.loads((HERE / "search.json").read_text(encoding="utf-8"))
     one = {row["backend"]: row["ms"] for row in search["table"] if row["queries"] == 1}
     return {
@@ -115,9 +116,7 @@ def tables(many: list[Given]) -> list[list[list[str]]]:
     """The page's tables, a list of rows each."""
     rows = [[_digits(one.rows / 1e6) + "M"] for one in many]
     stored = [["rows", "fp32", "fp16", "int8", "binary", "table"]]
-    served = [
-        ["rows", "exact int8, a core", "binary, a core", "HNSW fp32", "machines", "HNSW int8"]
-    ]
+    served = [["rows", "exact int8", "binary", "HNSW fp32", "machines", "HNSW int8"]]
     served[0] += ["machines", "PQ codes", "machines"]
     made = [["rows", "texts", "pictures", "texts, money", "pictures, money"]]
     for name, one in zip(rows, many, strict=True):
@@ -143,7 +142,7 @@ def main() -> None:
     parser.add_argument("--table-bytes", type=float, default=100, help="of a row, compressed")
     parser.add_argument("--text-seconds", type=float, default=known["text"])
     parser.add_argument("--image-seconds", type=float, default=known["image"])
-    parser.add_argument("--int8-seconds", type=float, default=known["int8"], help="a row and core")
+    parser.add_argument("--int8-seconds", type=float, default=known["int8"], help="a row")
     parser.add_argument("--binary-seconds", type=float, default=known["binary"])
     parser.add_argument("--machine-memory", type=float, default=256, help="GB of one that serves")
     parser.add_argument("--copies", type=int, default=2, help="replicas of what is served")

@@ -176,5 +176,5 @@ def test_optimum_pins_other_versions_only_where_it_must() -> None:
     differing = {name for name in ours.keys() & optimum.keys() if ours[name] != optimum[name]}
     assert differing == {"huggingface-hub", "tokenizers", "transformers"}
     assert optimum.keys() - ours.keys() == {
-        *("certifi", "charset-normalizer", "optimum", "optimum-onnx", "requests", "urllib3"),
+        *("charset-normalizer", "optimum", "optimum-onnx", "requests"),
     }

@@ -57,7 +57,7 @@ def info(
     - `puma-edge info index.npy`
     - `puma-edge info runs/2026-01-31_120000`
     """
-    from puma_edge.commands import describe
+    from puma_edge.about import describe
 
     report.show(describe(path), json_)
 
@@ -67,7 +67,7 @@ def doctor(json_: Json = False) -> None:
 
     Example: `puma-edge doctor`
     """
-    from puma_edge.commands import examine
+    from puma_edge.about import examine
 
     report.show(examine(), json_)
 

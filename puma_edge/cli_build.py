@@ -222,7 +222,7 @@ def evaluate(
     - `puma-edge eval bundle`
     - `puma-edge eval bundle@fp32 bundle@int8 --data mbeir/ --plot recall.png`
     """
-    from puma_edge.commands import EvalConfig, run_eval
+    from puma_edge.evaluation import EvalConfig, run_eval
     from puma_edge.plots import draw_recall
 
     config = EvalConfig(data, split, k, pool, threads)

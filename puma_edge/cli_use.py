@@ -216,7 +216,7 @@ def check(
 
     Example: `puma-edge check bundle/`
     """
-    from puma_edge.commands import run_check
+    from puma_edge.checks import run_check
 
     rows = run_check(bundle, threads)
     report_quality.show_check(rows, json_)

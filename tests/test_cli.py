@@ -433,6 +433,8 @@ def test_ctrl_c_keeps_what_is_done_and_names_the_line_that_goes_on(
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what goes to the background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         said = next(line for line in process.stderr if f"to embed: {count} different items" in line)

@@ -52,8 +52,10 @@ class LanceStore:
         fields = [pa.field("point", pa.string()), *SCHEMA, vector]
         schema = pa.schema(fields, metadata=origin.to_metadata())
         with self._errors():
-            # Makes it only where it is not there; two runs that begin together make one.
-            self._table = self._database.create_table(name, schema=schema, exist_ok=True)
+            try:
+                self._table = self._database.open_table(name)
+            except ValueError:  # it is not there; two runs that begin together make one
+                self._table = self._database.create_table(name, schema=schema, exist_ok=True)
             found = self._table.schema.metadata or {}
         origin.require(
             {key.decode(): value.decode() for key, value in found.items()}, self._address

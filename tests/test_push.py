@@ -219,6 +219,7 @@ def test_rows_that_went_stay_until_prune(kind: Kind, tmp_path: Path) -> None:
     done = pushed(kind, tmp_path, shorter, PushSettings(prune=True, check=0))
     assert (done.removed, done.others, done.queries) == (5, 0, 0)
     with opened(kind, tmp_path) as store:
+        push(shorter, store, PushSettings(check=0))
         assert held(store) == sorted(as_text(point_ids(shorter.table)))
 
 

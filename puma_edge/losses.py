@@ -17,34 +17,59 @@ STATE_WEIGHT = 0.1
 STATE_SCALE = 0.05
 
 
-def info_nce(queries: Tensor, candidates: Tensor, tau: float | Tensor) -> Tensor:
+def info_nce(
+    queries: Tensor, candidates: Tensor, tau: float | Tensor, also_right: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of each query's own candidate against all gathered candidates.
 
     Args:
         queries: [B, d], any length; normalised here.
         candidates: [B, d], candidate i belongs to query i.
         tau: a temperature, or one per pair [B, B * ranks].
+        also_right: candidates that are no wrong answers, see `other_answers`; they are left out.
 
     Returns:
         the mean over the B queries of this rank.
     """
     q = functional.normalize(queries, dim=-1)
     c = gather(functional.normalize(candidates, dim=-1))
-    return functional.cross_entropy(q @ c.T / tau, _targets(queries))
+    logits = q @ c.T / tau
+    if also_right is not None:
+        logits = logits.masked_fill(also_right, -torch.inf)
+    return functional.cross_entropy(logits, _targets(len(queries), logits.device))
+
+
+def other_answers(positives: Tensor, answers: Tensor) -> Tensor:
+    """Which gathered candidates answer a query too, its own one apart: bool [B, B * ranks].
+
+    Args:
+        positives: [B, most], numbers of each query's right candidates, padded with a number that
+            no candidate has.
+        answers: [B], the number of each pair's candidate.
+    """
+    found = (positives[:, :, None] == gather(answers)).any(dim=1)
+    rows = torch.arange(len(found), device=found.device)
+    found[rows, _targets(len(found), found.device)] = False
+    return found
 
 
 def distillation_loss(
-    queries: Tensor, candidates: Tensor, teacher_queries: Tensor, teacher_candidates: Tensor
+    queries: Tensor,
+    candidates: Tensor,
+    teacher_queries: Tensor,
+    teacher_candidates: Tensor,
+    also_right: Tensor | None = None,
 ) -> Tensor:
     """Stage 1: 0.9 InfoNCE(tau 0.05) + 0.1 * 0.05 * (MSE(query) + MSE(candidate)).
 
-    All four are states at `[RET]` [B, d] after the final norm and before L2 normalisation; the
-    squared errors compare them so, the contrastive term normalises them.
+    The first four are states at `[RET]` [B, d] after the final norm and before L2 normalisation;
+    the squared errors compare them so, the contrastive term normalises them. `also_right` is
+    `info_nce`'s.
     """
     states = functional.mse_loss(queries, teacher_queries) + functional.mse_loss(
         candidates, teacher_candidates
     )
-    contrast = info_nce(queries, candidates, TAU)
+    contrast = info_nce(queries, candidates, TAU, also_right)
     return CONTRAST_WEIGHT * contrast + STATE_WEIGHT * STATE_SCALE * states
 
 
@@ -65,6 +90,7 @@ def mac_loss(
     modalities: Tensor,
     tau_hard: float,
     tau_norm: float = TAU_NORM,
+    also_right: Tensor | None = None,
 ) -> Tensor:
     """Stage 2, MAC-Loss: InfoNCE whose temperature is `tau_hard` for same-modality candidates.
 
@@ -77,10 +103,11 @@ def mac_loss(
         modalities: [B], a number for each candidate's modality.
         tau_hard: see `hard_temperature`.
         tau_norm: for candidates of another modality.
+        also_right: `info_nce`'s.
     """
     same = modalities[:, None] == gather(modalities)[None, :]
     tau = torch.where(same, tau_hard, tau_norm).to(queries.dtype)
-    return info_nce(queries, candidates, tau)
+    return info_nce(queries, candidates, tau, also_right)
 
 
 def matryoshka(
@@ -115,7 +142,8 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(all_gather(rows))
 
 
-def _targets(queries: Tensor) -> Tensor:
+def _targets(batch: int, device: torch.device) -> Tensor:
+    """Where the own candidates of this rank's queries stand among the gathered ones."""
     ready = distributed.is_available() and distributed.is_initialized()
-    first = distributed.get_rank() * len(queries) if ready else 0
-    return torch.arange(first, first + len(queries), device=queries.device)
+    first = distributed.get_rank() * batch if ready else 0
+    return torch.arange(first, first + batch, device=device)

@@ -1,15 +1,16 @@
-"""Training pairs: answers drawn, batches in which no pair answers another, arrays made of both."""
+"""Training pairs: answers drawn, and the arrays made of queries and answers."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
 
 from puma_edge.data import Dataset, Example, SourceEncoder
 from puma_edge.inputs import Batch, Encoded, Float32
@@ -18,6 +19,7 @@ from puma_edge.prompts import Modality
 
 # A part's activations stay in a CPU's cache; a GPU wants enough of them to be busy.
 PART_TOKENS = {"cpu": 1024, "cuda": 16384}
+NO_ANSWER = -1
 MODALITIES = {modality: number for number, modality in enumerate(Modality)}
 
 
@@ -64,6 +66,8 @@ class PairBatch:
         queries: one side.
         candidates: the other.
         modalities: [B], those of the answers.
+        answers: [B], their numbers.
+        positives: [B, most], the numbers of all that answer a query, padded with `NO_ANSWER`.
         teacher: the teacher's states [2, B, d], where the loss needs them.
         cached: the parts go through the model one at a time, with gradient caching.
     """
@@ -71,6 +75,8 @@ class PairBatch:
     queries: Side
     candidates: Side
     modalities: Tensor
+    answers: Tensor
+    positives: Tensor
     teacher: Tensor | None = None
     cached: bool = False
 
@@ -110,59 +116,6 @@ class Pairs(TorchDataset[Pair]):
         return self.pairs[index]
 
 
-class DistinctSampler(Sampler[int]):
-    """A seeded shuffle in which no batch holds two pairs that answer each other's query.
-
-    Both losses take every other candidate of a batch for wrong. A pair that would clash is put off
-    to the next batch that can take it.
-    """
-
-    def __init__(self, pairs: Sequence[Pair], batch: int, seed: int) -> None:
-        """Order `pairs` for batches of this global size."""
-        order = list(range(len(pairs)))
-        random.Random(seed).shuffle(order)
-        self._order = list(_spread(pairs, order, batch))
-
-    def __iter__(self) -> Iterator[int]:
-        """Indices in order."""
-        return iter(self._order)
-
-    def __len__(self) -> int:
-        """How many pairs there are."""
-        return len(self._order)
-
-
-def _spread(pairs: Sequence[Pair], order: list[int], batch: int) -> Iterator[int]:
-    waiting: list[int] = []
-    source = iter(order)
-    left = len(order)
-    while left:
-        taken: set[str] = set()
-        chosen: list[int] = []
-        put_off: list[int] = []
-        for index in _then(waiting, source):
-            positives = pairs[index].example.positives
-            if taken.isdisjoint(positives):
-                taken.update(positives)
-                chosen.append(index)
-            else:
-                put_off.append(index)
-            # With few distinct answers a full batch may not exist: do not search for ever.
-            if len(chosen) == batch or len(put_off) > 8 * batch:
-                break
-        missing = batch - len(chosen)
-        chosen += put_off[:missing]
-        waiting = put_off[missing:] + waiting
-        left -= len(chosen)
-        yield from chosen
-
-
-def _then(waiting: list[int], source: Iterator[int]) -> Iterator[int]:
-    while waiting:
-        yield waiting.pop(0)
-    yield from source
-
-
 class Collator:
     """Makes a `PairBatch` of pairs."""
 
@@ -198,6 +151,12 @@ class Collator:
             queries=self._side(queries),
             candidates=self._side(candidates),
             modalities=torch.tensor([MODALITIES[pair.example.target] for pair in pairs]),
+            answers=torch.tensor([number(pair.answer) for pair in pairs]),
+            positives=pad_sequence(
+                [torch.tensor([*map(number, pair.example.positives)]) for pair in pairs],
+                batch_first=True,
+                padding_value=NO_ANSWER,
+            ),
             teacher=states,
             cached=bool(self._part),
         )
@@ -211,6 +170,11 @@ class Collator:
             tuple(self._spec.collate([items[place] for place in part]) for part in parts),
             torch.tensor(order).argsort(),
         )
+
+
+def number(did: str) -> int:
+    """A candidate's number, the same on every rank: 63 bits of its id's hash."""
+    return int.from_bytes(blake2b(did.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _slices(order: Sequence[int], size: int) -> list[Sequence[int]]:

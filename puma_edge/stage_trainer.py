@@ -14,7 +14,6 @@ import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
 from puma_edge.config import StageConfig
@@ -28,9 +27,10 @@ from puma_edge.losses import (
     hard_temperature,
     mac_loss,
     matryoshka,
+    other_answers,
 )
 from puma_edge.model import ret_states
-from puma_edge.pairs import DistinctSampler, PairBatch, Pairs
+from puma_edge.pairs import PairBatch
 from puma_edge.progress import Progress
 
 CHECKPOINT, COMPLETE = "checkpoint-", "complete"
@@ -54,7 +54,7 @@ class StateModel(nn.Module):
 
 
 class StageTrainer(Trainer):
-    """transformers' Trainer with one of PUMA's losses and batches of distinct answers."""
+    """transformers' Trainer with one of PUMA's losses."""
 
     def __init__(self, *, stage: StageConfig, dimensions: Sequence[int] = (), **given: Any) -> None:
         """Take the stage's settings; batches with a teacher's states get stage 1's loss.
@@ -65,11 +65,6 @@ class StageTrainer(Trainer):
         self._dimensions = dimensions
         self._tau = 0.0
         super().__init__(**given)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        dataset = self.train_dataset
-        assert isinstance(dataset, Pairs)
-        return DistinctSampler(dataset.pairs, self._stage.batch, self.args.seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW in which decoder layer 0 may have a rate of its own."""
@@ -125,12 +120,20 @@ class StageTrainer(Trainer):
     def _loss(self, batch: PairBatch, states: Sequence[Tensor]) -> Tensor:
         queries, candidates = batch.join(states)
         device = queries.device
+        also_right = other_answers(batch.positives.to(device), batch.answers.to(device))
         if batch.teacher is not None:
             teacher = batch.teacher.to(device)
-            return distillation_loss(queries.float(), candidates.float(), teacher[0], teacher[1])
+            return distillation_loss(
+                queries.float(), candidates.float(), teacher[0], teacher[1], also_right
+            )
         progress = self.state.global_step / max(1, self.state.max_steps)
         self._tau = hard_temperature(progress, self._stage.decay)
-        loss = partial(mac_loss, modalities=batch.modalities.to(device), tau_hard=self._tau)
+        loss = partial(
+            mac_loss,
+            modalities=batch.modalities.to(device),
+            tau_hard=self._tau,
+            also_right=also_right,
+        )
         return matryoshka(loss, queries.float(), candidates.float(), self._dimensions)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

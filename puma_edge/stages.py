@@ -113,6 +113,7 @@ def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -
         bf16=on_gpu,
         use_cpu=not on_gpu,
         seed=config.seed,
+        data_seed=config.seed,
         logging_steps=1,
         save_strategy="steps",
         save_steps=config.save_steps,

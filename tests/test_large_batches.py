@@ -20,7 +20,7 @@ from puma_edge.data import Dataset, Example, Source
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.grad_cache import cached_backward
 from puma_edge.inputs import Batch, Item
-from puma_edge.losses import distillation_loss, mac_loss
+from puma_edge.losses import distillation_loss, mac_loss, other_answers
 from puma_edge.model import Card, Checkpoint
 from puma_edge.pairs import Pairs
 from puma_edge.prompts import IMAGE_PAD, Modality
@@ -63,16 +63,25 @@ def side(checkpoint: Checkpoint, rows: Sequence[int], salt: int) -> Batch:
     return checkpoint.spec.collate([checkpoint.spec.encode(item) for item in items])
 
 
+def also_right(rows: slice) -> Tensor:
+    """Of twelve pairs each two have one answer, half a batch apart: on two ranks, one on each."""
+    answers = torch.arange(PAIRS)[rows] % (PAIRS // 2)
+    return other_answers(answers[:, None], answers)
+
+
 def distil(queries: Tensor, candidates: Tensor, rows: slice) -> Tensor:
     """Stage 1's loss against a teacher of random states."""
     draw = torch.Generator().manual_seed(5)
     teacher = torch.randn(2, PAIRS, queries.shape[1], generator=draw)
-    return distillation_loss(queries, candidates, teacher[0, rows], teacher[1, rows])
+    return distillation_loss(
+        queries, candidates, teacher[0, rows], teacher[1, rows], also_right(rows)
+    )
 
 
 def contrast(queries: Tensor, candidates: Tensor, rows: slice) -> Tensor:
     """Stage 2's loss with three modalities."""
-    return mac_loss(queries, candidates, torch.arange(PAIRS)[rows] % 3, TAU_HARD)
+    modalities = torch.arange(PAIRS)[rows] % 3
+    return mac_loss(queries, candidates, modalities, TAU_HARD, also_right=also_right(rows))
 
 
 LOSSES: dict[str, Loss] = {"distil": distil, "contrast": contrast}

@@ -18,6 +18,7 @@ from puma_edge.losses import (
     info_nce,
     mac_loss,
     matryoshka,
+    other_answers,
 )
 
 
@@ -115,6 +116,31 @@ def test_one_modality_makes_mac_loss_info_nce_at_the_hard_one(
     assert torch.allclose(
         mac_loss(queries, candidates, modalities, tau), info_nce(queries, candidates, tau)
     )
+
+
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 4))
+@settings(deadline=None, max_examples=60)
+def test_other_right_answers_are_left_out(seed: int, size: int, most: int) -> None:
+    queries, candidates = draw(seed, size)
+    generator = torch.Generator().manual_seed(seed)
+    positives = torch.randint(-1, 5, (size, most), generator=generator)
+    answers = torch.randint(5, (size,), generator=generator)
+    positives[:, 0] = answers  # the own one is among them
+    masked = other_answers(positives, answers)
+    modalities = torch.arange(size) % 3
+    total = 0.0
+    for i in range(size):
+        right = {int(one) for one in positives[i]}
+        kept = [j for j in range(size) if j == i or int(answers[j]) not in right]
+        assert [j for j in range(size) if not masked[i, j]] == kept
+        terms = [
+            float(functional.cosine_similarity(queries[i], candidates[j], dim=0))
+            / (0.02 if j % 3 == i % 3 else TAU_NORM)
+            for j in kept
+        ]
+        total += math.log(sum(map(math.exp, terms))) - terms[kept.index(i)]
+    found = mac_loss(queries, candidates, modalities, 0.02, also_right=masked).item()
+    assert found == pytest.approx(total / size, rel=1e-6, abs=1e-9)
 
 
 def test_a_harder_temperature_pulls_more_on_same_modality_negatives() -> None:

@@ -1,4 +1,4 @@
-"""Batches in which no pair answers another, and the bookkeeping of a stage."""
+"""What a batch holds, and the bookkeeping of a stage."""
 
 from __future__ import annotations
 
@@ -10,51 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, Source
 from puma_edge.frozen_vision import FrozenVision
+from puma_edge.losses import other_answers
 from puma_edge.model import Card, Checkpoint, ret_states
-from puma_edge.pairs import PART_TOKENS, Collator, DistinctSampler, Pair, PairBatch, Pairs
+from puma_edge.pairs import PART_TOKENS, Collator, Pair, PairBatch, Pairs
 from puma_edge.prompts import IMAGE_PAD, Modality
 from puma_edge.stage_trainer import CompleteMark
 from puma_edge.stages import run_stage, total_steps
 from puma_edge.teacher_states import StateEncoder, teacher_states
 from tests.models import tiny_model
-
-
-def pair(number: int, positives: tuple[str, ...]) -> Pair:
-    """A pair of words."""
-    example = Example(f"1:{number}", 1, "1", Source(f"q{number}"), positives, Modality.TEXT)
-    return Pair(number, example, positives[0], "Find it.")
-
-
-@given(
-    st.lists(st.sets(st.integers(0, 30), min_size=1, max_size=3), min_size=1, max_size=80),
-    st.integers(1, 12),
-    st.integers(0, 99),
-)
-@settings(deadline=None)
-def test_every_pair_is_seen_once(answers: list[set[int]], batch: int, seed: int) -> None:
-    pairs = [pair(i, tuple(f"1:{one}" for one in sorted(many))) for i, many in enumerate(answers)]
-    order = list(DistinctSampler(pairs, batch, seed))
-    assert sorted(order) == list(range(len(pairs)))
-    assert order == list(DistinctSampler(pairs, batch, seed))
-
-
-@given(st.integers(2, 6), st.integers(0, 99))
-@settings(deadline=None)
-def test_no_batch_holds_two_answers_to_one_query(copies: int, seed: int) -> None:
-    # 24 answers, each asked for `copies` times, in batches of 8: full batches always exist
-    # until the very end.
-    pairs = [pair(i, (f"1:{i % 24}",)) for i in range(24 * copies)]
-    order = list(DistinctSampler(pairs, 8, seed))
-    for start in range(0, len(order) - 24, 8):
-        answers = [pairs[index].answer for index in order[start : start + 8]]
-        assert len(set(answers)) == len(answers)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +68,32 @@ def data(tmp_path: Path) -> Dataset:
         candidates,
         instructions,
     )
+
+
+def test_a_batch_knows_which_of_its_answers_answer_other_queries(
+    checkpoint: Checkpoint, data: Dataset
+) -> None:
+    examples = [
+        replace(one, positives=tuple(f"1:{number}" for number in numbers))
+        for one, numbers in zip(data.train, [(0,), (1, 0), (2, 3, 1), (3,)], strict=False)
+    ]
+    pairs = [Pair(row, one, one.positives[0], "Find it.") for row, one in enumerate(examples)]
+    batch = Collator(checkpoint, data)(pairs)["batch"]
+    expected = [[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
+    assert other_answers(batch.positives, batch.answers).int().tolist() == expected
+
+
+def test_pairs_with_one_answer_have_nothing_to_tell_apart(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
+) -> None:
+    same = [replace(one, positives=("1:0",)) for one in data.train]
+    stage = StageConfig(batch=8, epochs=3, lora_r=4)
+    run_stage(
+        checkpoint, data, Pairs(data, same, seed=0), stage, tmp_path / "stage",
+        title="test", vision=FrozenVision(), config=TrainConfig(),
+    )  # fmt: skip
+    log = json.loads((tmp_path / "stage" / "log.json").read_text())
+    assert [row["loss"] for row in log] == [0.0] * 3
 
 
 def test_the_teachers_states_are_those_of_the_full_model(

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from puma_edge import cli_build, cli_push, cli_sweep, cli_use, report
 from puma_edge.cli_options import Json
+from puma_edge.config import check_names, read_table
 from puma_edge.errors import PumaError, UsageError
 
 STOPPED = 130  # exit code after Ctrl-C
@@ -104,6 +106,27 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+# These read their tables themselves, which hold more than their options.
+WHOLE_TABLES = ("train", "export", "search")
+
+
+@app.callback()
+def settings(context: typer.Context) -> None:
+    """Let a command's table in `puma-edge.toml` stand for the options that are not given."""
+    name = context.invoked_subcommand
+    if name is None or name in WHOLE_TABLES:
+        return
+    group = context.command
+    assert isinstance(group, TyperGroup)
+    options = {
+        option.removeprefix("--").replace("-", "_"): parameter.name
+        for parameter in group.commands[name].params
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+    values = read_table(name)
+    check_names(values, options, "setting", f"[{name}]")
+    context.default_map = {name: {options[key]: value for key, value in values.items()}}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -21,6 +22,11 @@ else:
 SAMPLE = "sample"
 SHAPE_PREFIX = "shape:"
 CONFIG_FILE = Path("puma-edge.toml")
+# The commands that have settings; a table of the file is called as its command.
+TABLES = (
+    "sample", "train", "merge", "export", "embed", "search", "convert", "push", "bench", "eval",
+    "check", "sweep", "info", "doctor", "demo",
+)  # fmt: skip
 
 T = TypeVar("T")
 
@@ -220,27 +226,50 @@ def read_config(table: str, cls: type[T], path: Path | None = None, /, **given: 
     Raises:
         UsageError: the file cannot be read, or has a key that does not exist or a wrong value.
     """
-    values: dict[str, Any] = {}
-    source = path or CONFIG_FILE
-    if path is not None or source.is_file():
-        try:
-            values = tomllib.loads(source.read_text(encoding="utf-8")).get(table, {})
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"{source} cannot be read as settings: {error}") from None
-        if not isinstance(values, dict):
-            raise UsageError(f"{source}: {table} = {values!r} given, expected a table [{table}]")
-    values = {**values, **{name: value for name, value in given.items() if value is not None}}
+    values = read_table(table, path)
+    values |= {name: value for name, value in given.items() if value is not None}
     return _build(cls, values, f"[{table}]", cls())
+
+
+def read_table(table: str, path: Path | None = None) -> dict[str, Any]:
+    """One table of the settings' file as it stands there, empty where there is none.
+
+    Args:
+        table: a command's name.
+        path: the file; by default `puma-edge.toml` if it is there.
+
+    Raises:
+        UsageError: the file cannot be read, or has a table that no command reads.
+    """
+    source = path or CONFIG_FILE
+    if path is None and not source.is_file():
+        return {}
+    try:
+        tables = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{source} cannot be read as settings: {error}") from None
+    check_names(tables, TABLES, "table", str(source))
+    values = tables.get(table, {})
+    if not isinstance(values, dict):
+        raise UsageError(f"{source}: {table} = {values!r} given, expected a table [{table}]")
+    return values
+
+
+def check_names(given: Iterable[str], known: Iterable[str], what: str, where: str) -> None:
+    """See that every name given is known.
+
+    Raises:
+        UsageError: one is not.
+    """
+    if unknown := sorted(set(given) - set(known)):
+        choices = ", ".join(sorted(known))
+        raise UsageError(f"unknown {what} {unknown[0]!r} in {where}; expected one of: {choices}")
 
 
 def _build(cls: type[T], values: dict[str, Any], where: str, default: Any) -> T:
     hints = typing.get_type_hints(cls)
-    known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise UsageError(
-            f"unknown setting {unknown[0]!r} in {where}; expected one of: "
-            f"{', '.join(sorted(known))}"
-        )
+    known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    check_names(values, known, "setting", where)
     built = {
         name: _convert(hints[name], value, f"{where} {name}", getattr(default, name))
         for name, value in values.items()

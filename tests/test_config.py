@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from subprocess import CompletedProcess, run
 
 import pytest
 
-from puma_edge.config import ExportConfig, Gate, TrainConfig, read_config
+from puma_edge.cli import COMMANDS
+from puma_edge.config import TABLES, ExportConfig, Gate, TrainConfig, read_config
 from puma_edge.errors import UsageError
 
 
@@ -56,6 +59,10 @@ def test_the_file_in_the_current_folder_is_found(
         ("train = 3\n", "expected a table \\[train\\]"),
         ("[train]\nseed = true\n", "seed: True given, expected int"),
         ("[export]\ngate = 'no'\n", "expected one of: fail, report"),
+        (
+            "[trian]\nseed = 1\n",
+            "unknown table 'trian' in .*puma-edge.toml; expected one of: bench",
+        ),
         ("[train\n", "cannot be read as settings"),
     ],
 )
@@ -69,3 +76,44 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path, text: str, says: str) ->
 def test_a_named_file_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_config("train", TrainConfig, tmp_path / "none.toml")
+
+
+def test_every_command_has_a_table() -> None:
+    assert tuple(COMMANDS) == TABLES
+
+
+def ask(folder: Path, *line: str) -> CompletedProcess[str]:
+    """`puma-edge` in a folder."""
+    return run(
+        [sys.executable, "-m", "puma_edge", *line],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_a_table_stands_for_the_options_that_are_not_given(tmp_path: Path) -> None:
+    write(tmp_path, '[embed]\nbundle = "elsewhere"\nengine = "ray"\n[info]\njson = true\n')
+    (tmp_path / "corpus").mkdir()
+    done = ask(tmp_path, "embed", "corpus")
+    assert done.returncode == 1
+    assert "elsewhere" in done.stderr
+    done = ask(tmp_path, "embed", "corpus", "--bundle", "here")
+    assert "elsewhere" not in done.stderr
+    assert "here" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("[embed]\nbundel = 'b'\n", ("embed", "corpus"), "unknown setting 'bundel' in [embed]"),
+        ("[embed]\nthreads = 'b'\n", ("embed", "corpus"), "'--threads'"),
+        ("[serach]\ntop = 3\n", ("doctor",), "unknown table 'serach' in puma-edge.toml"),
+    ],
+)
+def test_a_wrong_table_of_any_command_is_told(
+    tmp_path: Path, text: str, line: tuple[str, ...], says: str
+) -> None:
+    write(tmp_path, text)
+    (tmp_path / "corpus").mkdir()
+    done = ask(tmp_path, *line)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())

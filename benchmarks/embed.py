@@ -4,10 +4,11 @@
 
 A corpus is written from a seed; its counts, sizes and length quantiles stand in the result. Texts,
 pictures and the mix are timed apart. Each turn is a process of its own, and the backends take
-turns: `ours` (this bundle, from reading the folder to the finished index), `torch` (fp32, eager,
-batches of 32 in the order of the files) and, where it is installed, `sentence`
-(sentence-transformers with the merged model in bf16). Loading a model is not timed. `busy` is the
-encoder's share of the time, `scanning` that of reading and hashing the folder.
+turns: `ours` (this bundle, from reading the folder to the finished index), where it is installed
+`openvino` (the same in OpenVINO), `torch` (fp32, eager, batches of 32 in the order of the files)
+and, where it is installed, `sentence` (sentence-transformers with the merged model in bf16).
+`--model shape:qwen2-vl-2b` takes that shape, cut as the bundle is. Loading a model is not timed.
+`busy` is the encoder's share of the time, `scanning` that of reading and hashing the folder.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def ours(request: dict[str, Any]) -> dict[str, float]:
     """This project's whole path."""
     bundle = Bundle.open(Path(request["bundle"]))
     precision = PrecisionChoice(request["precision"])
-    engine = open_engine(bundle, Runtime.AUTO, precision, request["threads"])
+    runtime = Runtime.OPENVINO if request["backend"] == "openvino" else Runtime.ORT
+    engine = open_engine(bundle, runtime, precision, request["threads"])
     encoder, root = Timed(engine.encoder), Path(request["corpus"])
     documents = scan(root).documents
     for kind in {item.modality for item in documents}:  # opens the graphs
@@ -137,10 +139,12 @@ def sentence(request: dict[str, Any]) -> dict[str, float]:
     from sentence_transformers import SentenceTransformer
 
     from puma_edge.sentence_transformer import PumaModule
+    from puma_edge.shapes import open_baseline
 
     torch.set_num_threads(request["threads"])
-    model = SentenceTransformer(modules=[PumaModule.load(request["model"])], device="cpu")
-    model.bfloat16()
+    manifest = Bundle.open(Path(request["bundle"])).manifest
+    module = PumaModule(open_baseline(request["model"], manifest, torch.bfloat16))
+    model = SentenceTransformer(modules=[module], device="cpu")
     root = Path(request["corpus"])
     documents = scan(root).documents
     began = time.perf_counter()
@@ -177,7 +181,7 @@ def _figures(documents: int, seconds: float, encoder: Timed) -> dict[str, float]
     }
 
 
-BACKENDS = {"ours": ours, "torch": plain, "sentence": sentence}
+BACKENDS = {"ours": ours, "openvino": ours, "torch": plain, "sentence": sentence}
 
 
 def turn(request: dict[str, Any]) -> dict[str, float]:
@@ -199,14 +203,16 @@ def turn(request: dict[str, Any]) -> dict[str, float]:
 
 def compare(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Every backend on every corpus, in turns; medians."""
-    backends = ["ours"] + (["torch"] if given.model else [])
+    backends = ["ours"] + (["openvino"] if find_spec("openvino") else [])
+    backends += ["torch"] if given.model else []
     if given.model and find_spec("sentence_transformers"):
         backends.append("sentence")
     result: dict[str, Any] = {"threads": given.threads, "precision": given.precision}
     result["rounds"] = given.rounds
     counts = {"texts": (given.texts, 0), "pictures": (0, given.pictures)}
     counts["mix"] = (given.texts // 2, given.pictures // 2)
-    for name, (texts, pictures) in counts.items():
+    for name in given.corpora:
+        texts, pictures = counts[name]
         root = work / name
         found: dict[str, list[dict[str, float]]] = {backend: [] for backend in backends}
         made = make_corpus(root, texts, pictures, given.seed)
@@ -230,10 +236,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", default="bundle")
-    parser.add_argument("--model", default="", help="the merged model; empty for ours alone")
+    parser.add_argument("--model", default="", help="the merged model; empty for none but ours")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--pictures", type=int, default=200)
+    corpora = ("texts", "pictures", "mix")
+    parser.add_argument("--corpora", nargs="+", default=corpora, choices=corpora)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)

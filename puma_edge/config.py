@@ -60,6 +60,9 @@ class StageConfig:
         lora_r: rank.
         lora_alpha: scale.
         lora_dropout: dropout before the adapters.
+        labels: weight of InfoNCE in stage 1.
+        states: weight of the two squared errors of the states in stage 1.
+        text_only: stage 1 sees text-to-text pairs alone; else pairs of all tasks.
         decay: how far the temperature of same-modality candidates falls in stage 2; 0 makes
             MAC-Loss plain InfoNCE.
     """
@@ -72,6 +75,9 @@ class StageConfig:
     lora_r: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.05
+    labels: float = 0.9
+    states: float = 0.1 * 0.05
+    text_only: bool = True
     decay: float = 0.5
 
 
@@ -86,7 +92,7 @@ class TrainConfig:
         keep_layers: decoder layers that stay; 0 for half of them.
         with_last: keep the first k-1 and the last instead of the first k.
         layers: the layers that stay, by their numbers from 0, in the place of the two before.
-        stage1: layer-pruned self-distillation, on text-text pairs.
+        stage1: layer-pruned self-distillation.
         stage2: MAC-Loss, on all tasks.
         device_batch: pairs a device holds at once, 0 for its whole share; gradient caching makes
             the result that of the whole batch, for one more forward pass.

@@ -12,9 +12,7 @@ from torch.nn import functional
 
 TAU = 0.05  # stage 1
 TAU_NORM = 0.03  # stage 2, other modalities, and the start of the harder one's schedule
-CONTRAST_WEIGHT = 0.9
-STATE_WEIGHT = 0.1
-STATE_SCALE = 0.05
+LABELS_WEIGHT, STATES_WEIGHT = 0.9, 0.1 * 0.05
 
 
 def info_nce(
@@ -59,18 +57,19 @@ def distillation_loss(
     teacher_queries: Tensor,
     teacher_candidates: Tensor,
     also_right: Tensor | None = None,
+    labels: float = LABELS_WEIGHT,
+    states: float = STATES_WEIGHT,
 ) -> Tensor:
     """Stage 1: 0.9 InfoNCE(tau 0.05) + 0.1 * 0.05 * (MSE(query) + MSE(candidate)).
 
     The first four are states at `[RET]` [B, d] after the final norm and before L2 normalisation;
     the squared errors compare them so, the contrastive term normalises them. `also_right` is
-    `info_nce`'s.
+    `info_nce`'s, `labels` and `states` are other weights than PUMA's.
     """
-    states = functional.mse_loss(queries, teacher_queries) + functional.mse_loss(
+    errors = functional.mse_loss(queries, teacher_queries) + functional.mse_loss(
         candidates, teacher_candidates
     )
-    contrast = info_nce(queries, candidates, TAU, also_right)
-    return CONTRAST_WEIGHT * contrast + STATE_WEIGHT * STATE_SCALE * states
+    return labels * info_nce(queries, candidates, TAU, also_right) + states * errors
 
 
 def hard_temperature(progress: float, decay: float = 0.5, tau_norm: float = TAU_NORM) -> float:

@@ -30,7 +30,7 @@ from puma_edge.losses import (
     other_answers,
 )
 from puma_edge.model import ret_states
-from puma_edge.pairs import PairBatch
+from puma_edge.pair_batches import PairBatch
 from puma_edge.progress import Progress
 
 CHECKPOINT, COMPLETE = "checkpoint-", "complete"
@@ -124,7 +124,13 @@ class StageTrainer(Trainer):
         if batch.teacher is not None:
             teacher = batch.teacher.to(device)
             return distillation_loss(
-                queries.float(), candidates.float(), teacher[0], teacher[1], also_right
+                queries.float(),
+                candidates.float(),
+                teacher[0],
+                teacher[1],
+                also_right,
+                self._stage.labels,
+                self._stage.states,
             )
         progress = self.state.global_step / max(1, self.state.max_steps)
         self._tau = hard_temperature(progress, self._stage.decay)

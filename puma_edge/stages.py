@@ -16,9 +16,9 @@ from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset
 from puma_edge.errors import UsageError
 from puma_edge.frozen_vision import FrozenVision
-from puma_edge.inputs import Float32
 from puma_edge.model import Checkpoint
-from puma_edge.pairs import Collator, Pairs
+from puma_edge.pair_batches import Collator
+from puma_edge.pairs import Pairs
 from puma_edge.ranks import ranks
 from puma_edge.stage_trainer import (
     CompleteMark,
@@ -27,6 +27,7 @@ from puma_edge.stage_trainer import (
     StateModel,
     last_checkpoint,
 )
+from puma_edge.teacher_states import TeacherStates
 
 WARM_UP = 0.03  # of a stage's steps
 LORA_TARGETS = r".*language_model\.layers\.\d+\..*_proj"
@@ -54,7 +55,7 @@ def run_stage(
     title: str,
     config: TrainConfig,
     vision: FrozenVision,
-    teacher: Float32 | None = None,
+    teacher: TeacherStates | None = None,
 ) -> PeftModel:
     """Train adapters on `pairs`, going on from the last checkpoint in `out` if there is one.
 
@@ -67,7 +68,7 @@ def run_stage(
         title: what the progress bar says.
         config: the run's settings.
         vision: remembers image tokens.
-        teacher: states [2, pairs, d]; with them the loss is stage 1's, else stage 2's.
+        teacher: its states of the pairs; with them the loss is stage 1's, else stage 2's.
 
     Returns:
         the model with its adapters.

@@ -1,19 +1,22 @@
 """The teacher's states at `[RET]`, computed once and kept on disk.
 
-The teacher is frozen, so what it says of a text never changes: stage 1 needs none of its layers
-while it trains, and the next run on the same data needs no teacher at all.
+The teacher is frozen, so what it says of a text or a picture never changes: stage 1 needs none of
+its layers while it trains, and the next run on the same data needs no teacher at all.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from puma_edge.data import Dataset, Source, SourceEncoder
+from puma_edge.frozen_vision import FrozenVision
 from puma_edge.identity import model_id
 from puma_edge.inputs import Batch, Float32
 from puma_edge.model import Checkpoint, ret_states
@@ -25,36 +28,75 @@ BATCH = 64
 BATCHES_BETWEEN_MARKS = 20  # after so many batches, what is done outlives a kill
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What stage 1's pairs ask and answer with, each once.
+
+    Attributes:
+        all: texts and images with their instruction, None for a candidate's.
+        rows: [2, pairs], which of them is a pair's query, and which its candidate.
+    """
+
+    all: list[tuple[Source, str | None]]
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """The teacher's states of stage 1's pairs.
+
+    Attributes:
+        states: [sources, d], memory-mapped.
+        rows: as `Sources.rows`.
+    """
+
+    states: Float32
+    rows: NDArray[np.int64]
+
+    def of(self, pairs: Sequence[int]) -> Float32:
+        """Those of some pairs' queries and candidates [2, B, d]."""
+        found: Float32 = self.states[self.rows[:, list(pairs)]]
+        return found
+
+
+def distinct_sources(data: Dataset, pairs: Sequence[Pair]) -> Sources:
+    """The queries and candidates of `pairs`: many pairs have an answer in common."""
+    places: dict[tuple[Source, str | None], int] = {}
+    rows = [
+        [places.setdefault(source, len(places)) for source in side]
+        for side in (
+            [(pair.example.query, pair.instruction) for pair in pairs],
+            [(data.candidates[pair.answer], None) for pair in pairs],
+        )
+    ]
+    return Sources(list(places), np.array(rows))
+
+
 def teacher_states(
     teacher: Checkpoint,
-    data: Dataset,
-    pairs: list[Pair],
+    sources: Sources,
     folder: Path,
+    vision: FrozenVision,
     progress: Callable[[int], None] = lambda done: None,
-) -> Float32:
-    """The states [2, pairs, d] of queries and candidates, memory-mapped from `folder`.
+) -> TeacherStates:
+    """The states of all sources, memory-mapped from `folder`.
 
-    The file is named by model, preprocessing and texts; an interrupted computation goes on where
+    The file is named by model, preprocessing and content; an interrupted computation goes on where
     it was.
 
     Args:
         teacher: the full model.
-        data: where the candidates are.
-        pairs: what stage 1 trains on.
+        sources: what stage 1 trains on.
         folder: where the states are kept.
-        progress: told how many of the 2 * pairs are done.
+        vision: remembers image tokens.
+        progress: told how many sources are done.
     """
-    sources: list[tuple[Source, str | None]] = [
-        (pair.example.query, pair.instruction) for pair in pairs
-    ]
-    sources += [(data.candidates[pair.answer], None) for pair in pairs]
-    path = folder / f"{_key(teacher, sources)}.npy"
+    path = folder / f"{_key(teacher, sources.all)}.npy"
     if not path.is_file():
         with locked(folder, path), disk_errors(path):
-            _compute(teacher, sources, path, progress)
-    progress(len(sources))
-    states: Float32 = np.load(path, mmap_mode="r", allow_pickle=False)
-    return states.reshape(2, len(pairs), -1)
+            _compute(teacher, sources.all, path, vision, progress)
+    progress(len(sources.all))
+    return TeacherStates(np.load(path, mmap_mode="r", allow_pickle=False), sources.rows)
 
 
 def _key(teacher: Checkpoint, sources: list[tuple[Source, str | None]]) -> str:
@@ -70,6 +112,7 @@ def _compute(
     teacher: Checkpoint,
     sources: list[tuple[Source, str | None]],
     path: Path,
+    vision: FrozenVision,
     progress: Callable[[int], None],
 ) -> None:
     """Fill `path`; the file of marks beside it says how many batches of it are sure."""
@@ -78,7 +121,8 @@ def _compute(
     sure = int(marks.read_text()) if marks.is_file() and part.is_file() else 0
     mode = "r+" if sure else "w+"
     states = np.lib.format.open_memmap(part, mode=mode, dtype=np.float32, shape=shape)
-    encoder, load, spec = StateEncoder(teacher.model), SourceEncoder(teacher.spec), teacher.spec
+    encoder = StateEncoder(teacher.model, vision)
+    load, spec = SourceEncoder(teacher.spec), teacher.spec
     for number, rows in enumerate(_batches(sources)):
         if number < sure:
             continue
@@ -111,5 +155,6 @@ class StateEncoder(TorchEncoder):
         """States at `[RET]` after the final norm [B, d]."""
         self._model.eval()
         with torch.no_grad():
-            result: Float32 = ret_states(self._model, batch).float().cpu().numpy()
+            tokens = self._vision(self._model, batch) if self._vision else None
+            result: Float32 = ret_states(self._model, batch, tokens).float().cpu().numpy()
         return result

@@ -18,7 +18,6 @@ from puma_edge.data import Dataset, Example, load_dataset
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.evaluate import RECALL_AT, evaluate, mean
 from puma_edge.frozen_vision import FrozenVision
-from puma_edge.inputs import Float32
 from puma_edge.layer_choice import choose_layers
 from puma_edge.merge import merge
 from puma_edge.model import Checkpoint, load, prune
@@ -29,7 +28,7 @@ from puma_edge.run_folder import METRICS, Run, open_run
 from puma_edge.sample import base_folder, emoji_folder
 from puma_edge.stage_trainer import CHECKPOINT
 from puma_edge.stages import run_stage
-from puma_edge.teacher_states import teacher_states
+from puma_edge.teacher_states import TeacherStates, distinct_sources, teacher_states
 from puma_edge.torch_encoder import TorchEncoder
 
 TEXT_TO_TEXT = 1
@@ -91,16 +90,15 @@ def train_from(checkpoint: Checkpoint, data: Dataset, config: TrainConfig, run: 
     judge = Judge(data, config, run, vision)
 
     teacher = judge("teacher", checkpoint, f"teacher, {total} layers")
-    text_pairs: Pairs | None = None
+    first: Pairs | None = None
     if config.stage1.epochs:
-        text_pairs = _pairs(data, config.stage1, config.seed, task=TEXT_TO_TEXT)
-        states = _states(checkpoint, data, text_pairs, run.folder.parent / STATES)
+        task = TEXT_TO_TEXT if config.stage1.text_only else None
+        first = _pairs(data, config.stage1, config.seed, task)
+        states = _states(checkpoint, data, first, run.folder.parent / STATES, vision)
     checkpoint = prune(checkpoint, layers)
     cut = judge("cut", checkpoint, f"cut to {keep} layers")
-    if text_pairs is not None:
-        checkpoint = _stage(
-            checkpoint, data, text_pairs, config, run, vision, number=1, teacher=states
-        )
+    if first is not None:
+        checkpoint = _stage(checkpoint, data, first, config, run, vision, number=1, teacher=states)
     if config.stage2.epochs:
         all_pairs = _pairs(data, config.stage2, config.seed)
         checkpoint = _stage(checkpoint, data, all_pairs, config, run, vision, number=2)
@@ -114,13 +112,16 @@ def train_from(checkpoint: Checkpoint, data: Dataset, config: TrainConfig, run: 
     return TrainReport(run.folder, teacher, cut, student)
 
 
-def _states(teacher: Checkpoint, data: Dataset, pairs: Pairs, folder: Path) -> Float32:
+def _states(
+    teacher: Checkpoint, data: Dataset, pairs: Pairs, folder: Path, vision: FrozenVision
+) -> TeacherStates:
     """The teacher's states of stage 1's pairs; one rank computes, the others read what it wrote."""
+    sources = distinct_sources(data, pairs.pairs)
     with (
-        Progress("teacher states for stage 1", 2 * len(pairs)) as progress,
+        Progress("teacher states for stage 1", len(sources.all)) as progress,
         PartialState(cpu=not torch.cuda.is_available()).main_process_first(),
     ):
-        return teacher_states(teacher, data, pairs.pairs, folder, progress.update)
+        return teacher_states(teacher, sources, folder, vision, progress.update)
 
 
 def kept_layers(checkpoint: Checkpoint, config: TrainConfig) -> tuple[int, ...]:
@@ -148,7 +149,7 @@ def _stage(
     vision: FrozenVision,
     *,
     number: int,
-    teacher: Float32 | None = None,
+    teacher: TeacherStates | None = None,
 ) -> Checkpoint:
     """One stage and its merge; if an earlier process has done it, its result."""
     merged = run.folder / (MERGED_1 if number == 1 else MERGED)

@@ -77,6 +77,16 @@ def test_distillation_adds_the_squared_errors_with_the_papers_weights() -> None:
     assert found.item() == pytest.approx(expected, abs=1e-7)
 
 
+def test_distillation_takes_other_weights() -> None:
+    queries, candidates = draw(2, 5)
+    teacher = draw(3, 5)
+    labels = distillation_loss(queries, candidates, *teacher, labels=0.3, states=0.0)
+    errors = distillation_loss(queries, candidates, *teacher, labels=0.0, states=2.0)
+    assert torch.allclose(labels, 0.3 * info_nce(queries, candidates, 0.05))
+    squares = (queries - teacher[0]).square().mean() + (candidates - teacher[1]).square().mean()
+    assert torch.allclose(errors, 2 * squares)
+
+
 def test_distillation_compares_states_before_they_are_normalised() -> None:
     queries, candidates = draw(0, 5)
     same = distillation_loss(queries, candidates, queries, candidates)

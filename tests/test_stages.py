@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from puma_edge.data import Dataset, Example, Source
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.losses import other_answers
 from puma_edge.model import Card, Checkpoint, ret_states
-from puma_edge.pairs import PART_TOKENS, Collator, Pair, PairBatch, Pairs
+from puma_edge.pair_batches import PART_TOKENS, Collator, PairBatch
+from puma_edge.pairs import Pair, Pairs
 from puma_edge.prompts import IMAGE_PAD, Modality
 from puma_edge.stage_trainer import CompleteMark
 from puma_edge.stages import run_stage, total_steps
-from puma_edge.teacher_states import StateEncoder, teacher_states
+from puma_edge.teacher_states import StateEncoder, TeacherStates, distinct_sources
+from puma_edge.teacher_states import teacher_states as all_states
 from tests.models import tiny_model
 
 
@@ -96,6 +99,13 @@ def test_pairs_with_one_answer_have_nothing_to_tell_apart(
     assert [row["loss"] for row in log] == [0.0] * 3
 
 
+def teacher_states(
+    checkpoint: Checkpoint, data: Dataset, pairs: Sequence[Pair], folder: Path, *progress: Any
+) -> TeacherStates:
+    """The states of these pairs."""
+    return all_states(checkpoint, distinct_sources(data, pairs), folder, FrozenVision(), *progress)
+
+
 def test_the_teachers_states_are_those_of_the_full_model(
     checkpoint: Checkpoint, data: Dataset, tmp_path: Path
 ) -> None:
@@ -139,17 +149,30 @@ def test_parts_of_like_length_are_the_batch_in_one_piece(
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_what_many_pairs_have_in_common_is_computed_once(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
+) -> None:
+    words = Pairs(data, data.train, seed=0).pairs
+    pairs = [Pair(row, words[row % 3].example, words[row % 2].answer, "Find.") for row in range(9)]
+    found = teacher_states(checkpoint, data, pairs, tmp_path)
+    assert len(found.states) == 3 + 2
+    whole = found.of(range(9))
+    alone = [teacher_states(checkpoint, data, [pair], tmp_path).of([0])[:, 0] for pair in pairs]
+    assert np.allclose(whole, np.stack(alone, axis=1), atol=1e-5)
+    assert np.array_equal(found.of([7, 4]), whole[:, [7, 4]])
+
+
 def test_states_are_computed_once_for_a_model_and_its_texts(
     checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = Pairs(data, data.train, seed=0).pairs
-    first = np.array(teacher_states(checkpoint, data, pairs, tmp_path))
+    first = np.array(teacher_states(checkpoint, data, pairs, tmp_path).states)
     calls: list[int] = []
     encode = StateEncoder.encode
     monkeypatch.setattr(
         StateEncoder, "encode", lambda self, batch: calls.append(1) or encode(self, batch)
     )
-    assert np.array_equal(teacher_states(checkpoint, data, pairs, tmp_path), first)
+    assert np.array_equal(teacher_states(checkpoint, data, pairs, tmp_path).states, first)
     assert calls == []
     teacher_states(checkpoint, data, pairs[1:], tmp_path)
     assert len(calls) == 1
@@ -166,7 +189,7 @@ def test_interrupted_states_go_on_and_are_the_same(
     monkeypatch.setattr("puma_edge.teacher_states.BATCH", 3)
     monkeypatch.setattr("puma_edge.teacher_states.BATCHES_BETWEEN_MARKS", 2)
     pairs = Pairs(data, data.train, seed=0).pairs
-    whole = np.array(teacher_states(checkpoint, data, pairs, tmp_path / "whole"))
+    whole = np.array(teacher_states(checkpoint, data, pairs, tmp_path / "whole").states)
     seen: list[int] = []
 
     def stop(done: int) -> None:
@@ -179,7 +202,7 @@ def test_interrupted_states_go_on_and_are_the_same(
     again: list[int] = []
     found = teacher_states(checkpoint, data, pairs, tmp_path / "cut", again.append)
     assert again[0] == 9  # two batches were sure, so the third comes first
-    assert np.array_equal(found, whole)
+    assert np.array_equal(found.states, whole)
     assert {path.suffix for path in (tmp_path / "cut").iterdir()} == {".npy", ""}  # and the lock
 
 

@@ -3,9 +3,10 @@
     python benchmarks/reproduction.py --out ablation/
 
 Arms: the full teacher, the cut without training, + InfoNCE, + distillation before it, + MAC-Loss in
-its place, and apart from the paper, + Matryoshka. Runs that are done are not done again, so the
-command goes on where it was stopped; rows of the table that have no runs yet say so. `--report`
-only prints what is there.
+its place; and apart from the paper, + Matryoshka, and many small steps of MAC-Loss beside as many
+in which the teacher's states are learnt, on pairs of all tasks. Runs that are done are not done
+again, so the command goes on where it was stopped; rows of the table that have no runs yet say so.
+`--report` only prints what is there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from puma_edge.bundle import replace_folder
-from puma_edge.config import TrainConfig, read_config
+from puma_edge.config import StageConfig, TrainConfig, read_config
 from puma_edge.data import TASK_NAMES, Dataset
 from puma_edge.evaluate import by_task, embed_split, mean, rank
 from puma_edge.frozen_vision import FrozenVision
@@ -37,33 +38,48 @@ SEEDS = {4: 5, 2: 3, 3: 3, 6: 3}  # layers kept -> how many seeds
 SHORT = 4  # embeddings are also cut to one number in so many
 
 
+# PUMA's stage 1, scaled to the sample: text pairs alone, its states weighed as in the paper.
+PUMA = StageConfig(batch=64, max_steps=40, lr=3e-4, first_layer_lr=1.5e-4, lora_r=16, lora_alpha=32)
+# Many small steps, which is what the sample is short of; the two arms that have them compare
+# what the teacher's states and what labels teach, on the same number of pairs.
+LONG = StageConfig(batch=32, max_steps=1500, lr=2e-3, lora_r=64, lora_alpha=64, lora_dropout=0.0)
+STATES = replace(LONG, labels=0.0, states=1.0, text_only=False)
+
+
 @dataclass(frozen=True)
 class Arm:
     """What a student is trained with.
 
     Attributes:
-        distil: stage 1 comes first.
+        before: the arm it is compared with.
+        stage1: None to leave it out.
+        stage2: None for the configuration's.
         mac: stage 2 has MAC-Loss, else InfoNCE.
+        skip2: there is no stage 2.
         matryoshka: embeddings cut to an eighth to a half are trained too.
-        before: the arm it adds one thing to.
         layers: at which depths it is tried, empty for all.
     """
 
     before: str
-    distil: bool = True
+    stage1: StageConfig | None = None
+    stage2: StageConfig | None = None
     mac: bool = True
+    skip2: bool = False
     matryoshka: bool = False
     layers: tuple[int, ...] = ()
 
 
 TEACHER, CUT = "teacher", "cut, untrained"
 ARMS = {
-    "InfoNCE": Arm(CUT, distil=False, mac=False),
-    "distillation, InfoNCE": Arm("InfoNCE", mac=False),
-    "distillation, MAC-Loss": Arm("distillation, InfoNCE"),
+    "InfoNCE": Arm(CUT, mac=False),
+    "distillation, InfoNCE": Arm("InfoNCE", PUMA, mac=False),
+    "distillation, MAC-Loss": Arm("distillation, InfoNCE", PUMA),
     "distillation, MAC-Loss, Matryoshka": Arm(
-        "distillation, MAC-Loss", matryoshka=True, layers=(4,)
+        "distillation, MAC-Loss", PUMA, matryoshka=True, layers=(4,)
     ),
+    "MAC-Loss, 1500 steps": Arm(CUT, stage2=LONG),
+    "states of all tasks, 1500 steps": Arm("MAC-Loss, 1500 steps", STATES, skip2=True),
+    "states of all tasks, then MAC-Loss": Arm("states of all tasks, 1500 steps", STATES),
 }
 DRAWS = 10_000  # of the randomisation test
 
@@ -123,16 +139,18 @@ class Proof:
         checkpoint = open_model(self._settings.model)
         shorter = tuple(checkpoint.dimension // part for part in (2, 4, 8))
         run_folder = self._folder / "runs" / self._path(layers, arm, seed).stem
-        first, second = self._settings.stage1, self._settings.stage2
+        made_by = ARMS[arm]
+        second = made_by.stage2 or self._settings.stage2
+        second = second if made_by.mac else replace(second, decay=0.0)
         settings = replace(
             self._settings,
             out=str(run_folder),
             keep_layers=layers,
             seed=seed,
             evaluate=False,
-            stage1=first if ARMS[arm].distil else replace(first, epochs=0.0),
-            stage2=second if ARMS[arm].mac else replace(second, decay=0.0),
-            matryoshka=shorter if ARMS[arm].matryoshka else (),
+            stage1=made_by.stage1 or replace(PUMA, epochs=0.0),
+            stage2=replace(second, epochs=0.0) if made_by.skip2 else second,
+            matryoshka=shorter if made_by.matryoshka else (),
         )
         if not (run_folder / "metrics.json").is_file():
             with open_run(settings) as run:
@@ -142,11 +160,12 @@ class Proof:
 
     def _share_stage1(self, folder: Path, layers: int, arm: str, seed: int) -> None:
         """Start from what another arm has distilled from the same seed: it would be the same."""
-        if not ARMS[arm].distil or (folder / MERGED_1).is_dir():
+        stage1 = ARMS[arm].stage1
+        if stage1 is None or (folder / MERGED_1).is_dir():
             return
         for other in ARMS:
             found = self._folder / "runs" / self._path(layers, other, seed).stem / MERGED_1
-            if ARMS[other].distil and found.is_dir():
+            if ARMS[other].stage1 == stage1 and found.is_dir():
                 with replace_folder(folder / MERGED_1) as work:
                     shutil.copytree(found, work, dirs_exist_ok=True)
                 return
@@ -233,6 +252,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("ablation"))
     parser.add_argument("--config", type=Path, default=recipe_file(), help="settings of all arms")
     parser.add_argument("--model", help="another base than the configuration's")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--layers", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("--seeds", type=int, help="instead of 5 for 4 layers and 3 for others")
     parser.add_argument("--part", default="1/1", help="2/3: the second third of the runs")
@@ -255,7 +275,7 @@ def main() -> None:
             for seed in range(max(seeds.values()))
             for layers, count in seeds.items()
             for arm, _ in _arms(layers)
-            if seed < count
+            if seed < count and arm in args.arms
         ]
         part, parts = map(int, args.part.split("/"))
         for layers, arm, seed in runs[part - 1 :: parts]:

@@ -65,6 +65,13 @@ def photograph() -> Path:
     return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many windows, and so many shards, from a small corpus."""
+    monkeypatch.setattr("puma_edge.runtimes.plan.TEXT_WINDOW", 5)
+    monkeypatch.setattr("puma_edge.runtimes.plan.IMAGE_WINDOW", 3)
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few dozen emoji in M-BEIR's format."""

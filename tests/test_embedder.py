@@ -1,12 +1,8 @@
-"""Counts that add up, the same bytes every time, and nothing lost to a kill or a full disk."""
+"""A folder becomes an index: counts that add up, and the same bytes every time."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,26 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from puma_edge.errors import PumaError, UsageError
-from puma_edge.images import PixelLimits, decode
+from puma_edge.images import decode
 from puma_edge.inputs import Batch, Item
 from puma_edge.prompts import Modality
 from puma_edge.resize import Resizer
 from puma_edge.runtimes import files, plan, run, writer
 from puma_edge.runtimes.corpus import scan
-from puma_edge.runtimes.documents import Document
-from puma_edge.runtimes.embedder import Progress, Settings, Stamp, Start, Watch, embed_corpus
+from puma_edge.runtimes.embedder import Settings, embed_corpus
 from puma_edge.runtimes.index import Index
-from puma_edge.runtimes.plan import Budget, Cost, batches, windows
 from puma_edge.runtimes.vectors import Storage, shorten
-from tests.checkout import run_python
 from tests.edge import STAMP, HashEncoder, embed, encoded, fill, mixed, picture, small_spec
 from tests.kills import contents
-
-
-@pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "TEXT_WINDOW", 5)
-    monkeypatch.setattr(plan, "IMAGE_WINDOW", 3)
 
 
 def test_counts_and_files(tmp_path: Path) -> None:
@@ -139,208 +126,6 @@ def test_counts_add_up_for_any_folder(
     assert names <= {document.id for document in corpus.documents}
 
 
-class Dies(HashEncoder):
-    """An encoder whose power goes at some batch."""
-
-    def __init__(self, after: int, error: BaseException) -> None:
-        super().__init__()
-        self.after, self.error = after, error
-
-    def encode(self, batch: Batch) -> np.ndarray:
-        if len(self.batches) == self.after:
-            raise self.error
-        return super().encode(batch)
-
-
-def test_ctrl_c_keeps_what_is_done(tmp_path: Path, small_windows: None) -> None:
-    root, out = mixed(tmp_path / "corpus"), tmp_path / "index.npy"
-    embed(root, tmp_path / "whole" / "index.npy")
-    dies = Dies(3, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        embed_corpus(scan(root), out, small_spec(), dies, STAMP)
-    assert not out.exists()
-    seen: list[Progress] = []
-    encoder = HashEncoder()
-    report = embed_corpus(
-        scan(root), out, small_spec(), encoder, STAMP, watch=Watch(progress=seen.append)
-    )
-    assert report.resumed == sum(dies.batches) > 0
-    assert sum(encoder.batches) == report.embedded - report.resumed
-    assert [entry.done for entry in seen] == sorted(entry.done for entry in seen)
-    assert (seen[-1].done, seen[-1].done_bytes) == (seen[-1].total, seen[-1].total_bytes)
-    assert seen[-1].kept == seen[-1].total
-    assert contents(out) == contents(tmp_path / "whole" / "index.npy")
-
-
-@pytest.mark.parametrize("stops", [(1,), (3,), (1, 1, 2, 1), (5, 2)])
-def test_ctrl_c_keeps_the_batches_of_the_open_window(tmp_path: Path, stops: tuple[int]) -> None:
-    """All 32 texts are one window of eight batches; each run adds some and is stopped."""
-    root, out = mixed(tmp_path / "corpus", texts=30), tmp_path / "index.npy"
-    small = Settings(budget=Budget(text_tokens=100, least=0))
-    embed(root, tmp_path / "whole" / "index.npy", small)
-    kept = 0
-    for stop in stops:
-        seen: list[Progress] = []
-        dies = Dies(stop, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            embed_corpus(
-                scan(root), out, small_spec(), dies, STAMP, small, Watch(progress=seen.append)
-            )
-        kept += sum(dies.batches)
-        assert seen[-1].kept == seen[-1].done == kept
-    told: list[Start] = []
-    encoder = HashEncoder()
-    report = embed_corpus(
-        scan(root), out, small_spec(), encoder, STAMP, small, Watch(begin=told.append)
-    )
-    assert report.resumed == told[0].resumed == kept
-    assert sum(encoder.batches) == report.embedded - kept
-    assert contents(out) == contents(tmp_path / "whole" / "index.npy")
-
-
-@pytest.mark.parametrize("name", ["*.begun.npy", "*.begun.json"])
-def test_a_damaged_begun_window_is_computed_again(tmp_path: Path, name: str) -> None:
-    root, out = mixed(tmp_path / "corpus", texts=30), tmp_path / "index.npy"
-    small = Settings(budget=Budget(text_tokens=100, least=0))
-    embed(root, tmp_path / "whole" / "index.npy", small)
-    with pytest.raises(KeyboardInterrupt):
-        embed_corpus(scan(root), out, small_spec(), Dies(4, KeyboardInterrupt()), STAMP, small)
-    (path,) = out.with_name("index.npy.partial").glob(name)
-    path.write_bytes(path.read_bytes()[:-9])
-    assert embed(root, out, small).resumed == 0
-    assert contents(out) == contents(tmp_path / "whole" / "index.npy")
-
-
-def test_a_run_says_first_what_it_will_do(tmp_path: Path, small_windows: None) -> None:
-    root, out = mixed(tmp_path / "corpus", texts=90), tmp_path / "index.npy"
-    told: list[Start | Progress] = []
-    watch = Watch(told.append, told.append)
-    dies = Dies(20, KeyboardInterrupt())  # ten of the batches are those of the estimate
-    with pytest.raises(KeyboardInterrupt):
-        embed_corpus(scan(root), out, small_spec(), dies, STAMP, watch=watch)
-    start, stopped = told[0], told[-1]
-    assert isinstance(start, Start)
-    assert isinstance(stopped, Progress)
-    assert (start.items, start.resumed) == (stopped.total, 0)
-    assert start.size == stopped.total_bytes
-    assert start.seconds is not None
-    assert 0 < start.seconds < 60
-    told.clear()
-    report = embed_corpus(scan(root), out, small_spec(), HashEncoder(), STAMP, watch=watch)
-    again = next(entry for entry in told if isinstance(entry, Start))
-    assert report.resumed == again.resumed > 0
-    assert again.items == start.items - stopped.kept
-
-
-def test_work_done_is_used_only_for_the_same_model(tmp_path: Path, small_windows: None) -> None:
-    root, out = mixed(tmp_path / "corpus"), tmp_path / "index.npy"
-    with pytest.raises(KeyboardInterrupt):
-        embed_corpus(scan(root), out, small_spec(), Dies(3, KeyboardInterrupt()), STAMP)
-    assert embed(root, out, stamp=Stamp("model-b", "fp32")).resumed == 0
-
-
-def test_work_done_outlives_a_change_in_the_corpus(tmp_path: Path, small_windows: None) -> None:
-    root, out = mixed(tmp_path / "corpus", texts=60), tmp_path / "index.npy"
-    with pytest.raises(KeyboardInterrupt):
-        embed_corpus(scan(root), out, small_spec(), Dies(14, KeyboardInterrupt()), STAMP)
-    (root / "texts" / "040.txt").write_text("something else")
-    report = embed(root, out)
-    assert report.resumed > 20
-    embed(root, tmp_path / "whole" / "index.npy")
-    assert contents(out) == contents(tmp_path / "whole" / "index.npy")
-
-
-def test_a_damaged_shard_is_computed_again(tmp_path: Path, small_windows: None) -> None:
-    root, out = mixed(tmp_path / "corpus"), tmp_path / "index.npy"
-    embed(root, tmp_path / "whole" / "index.npy")
-    with pytest.raises(KeyboardInterrupt):
-        embed_corpus(scan(root), out, small_spec(), Dies(3, KeyboardInterrupt()), STAMP)
-    first, second, *_ = sorted((tmp_path / "index.npy.partial").glob("*.npy"))
-    first.write_bytes(first.read_bytes()[:90])
-    second.with_suffix(".json").write_text("{")
-    embed(root, out)
-    assert contents(out) == contents(tmp_path / "whole" / "index.npy")
-
-
-@pytest.mark.parametrize("kind", [[], ["--update"]], ids=["whole", "update"])
-@pytest.mark.parametrize(
-    "kills", [pytest.param("6", id="few"), pytest.param("100", id="many", marks=pytest.mark.long)]
-)
-def test_kills_and_full_disks_lose_nothing(kind: list[str], kills: str) -> None:
-    # In memory where that can be: what a kill leaves does not depend on the disk, syncing does.
-    fast = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=fast if os.access(fast, os.W_OK) else None) as folder:
-        said = run_python(
-            *("-m", "tests.kills", folder, "--kills", kills, *kind),
-            *("--limits", "300", "2000", "5500", "1000000"),
-            cwd=Path(__file__).parents[1],
-        )
-    assert "full: [3, 3, 3, 0]" in said
-
-
-@pytest.mark.parametrize("moved", range(5))
-def test_a_kill_between_renames_leaves_one_whole_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
-) -> None:
-    out = tmp_path / "index.npy"
-    embed(fill(tmp_path / "old", {"a.txt": "old"}), out)
-    old = contents(out)
-    root = mixed(tmp_path / "corpus")
-    real, calls = os.replace, [0]
-
-    def replace(source: Path, target: Path) -> None:
-        if "ready" in str(target) or "ready" in str(source):
-            calls[0] += 1
-            if calls[0] == moved + 1:
-                raise KeyboardInterrupt
-        real(source, target)
-
-    monkeypatch.setattr(writer.os, "replace", replace)
-    with pytest.raises(KeyboardInterrupt):
-        embed(root, out)
-    monkeypatch.undo()
-    if moved == 0:
-        assert contents(out) == old
-        assert len(Index.open(out)) == 1
-    else:
-        assert len(Index.open(out)) == 22
-        assert len(Index.open(out).records([0, 21])) == 2
-    embed(root, out)
-    assert len(Index.open(out)) == 22
-
-
-@pytest.mark.parametrize("place", ["write_array", "write_bytes", "_write_table", "_write_matrix"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_full_disk_stops_cleanly_and_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int
-) -> None:
-    out = tmp_path / "index.npy"
-    embed(fill(tmp_path / "old", {"a.txt": "old"}), out)
-    before = contents(out)
-    root = mixed(tmp_path / "corpus")
-
-    def full(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    module = writer if place.startswith("_") else sys.modules["puma_edge.runtimes.shards"]
-    monkeypatch.setattr(module, place, full)
-    with pytest.raises(PumaError, match="before is kept") as caught:
-        embed(root, out)
-    assert "\n" not in str(caught.value)
-    assert ("no space left" in str(caught.value)) == (number == errno.ENOSPC)
-    assert contents(out) == before
-    monkeypatch.undo()
-    report = embed(root, out)
-    assert report.resumed == (report.embedded if module is writer else 0)
-
-
-def test_a_truly_full_file_is_an_oserror_with_a_number(tmp_path: Path) -> None:
-    work = tmp_path / "a.npy.tmp"
-    work.symlink_to("/dev/full")
-    with pytest.raises(PumaError, match="no space left"), files.disk_errors(tmp_path):
-        files.write_array(tmp_path / "a.npy", np.ones((4, 4), np.float32))
-
-
 def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
     root, out = mixed(tmp_path / "corpus"), tmp_path / "index.npy"
     lock = files.locked(tmp_path / "index.npy.partial", out)
@@ -417,54 +202,6 @@ def test_copies_far_from_their_original(tmp_path: Path, monkeypatch: pytest.Monk
     assert (report.embedded, report.duplicates) == (4, 16)
     vectors = np.load(tmp_path / "i.npy")
     assert np.array_equal(vectors, np.tile(vectors[:4], (5, 1)))
-
-
-def document(number: int, modality: Modality) -> Document:
-    name = f"{number:032x}"
-    return Document(name, name, name, modality, f"{(number * 2654435761) % 2**32:08x}{number}", 1)
-
-
-def test_windows_hold_every_content_once() -> None:
-    documents = [document(n % 4000, Modality.TEXT) for n in range(5000)]
-    documents += [document(n, Modality.IMAGE) for n in range(5000, 5500)]
-    found = windows(documents, PixelLimits())
-    flat = [item for window in found for item in window]
-    assert flat == sorted(flat)
-    assert len(flat) == 4500
-    for window in found:
-        assert len({documents[item].modality for item in window}) == 1
-        assert len(window) <= plan.window_size(documents[window[0]].modality, PixelLimits())
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(1, 500), st.sampled_from([0, 4, 16, 1200])), max_size=80),
-)
-def test_batches_hold_every_item_once_within_the_budget(sizes: list[tuple[int, int]]) -> None:
-    costs = [Cost(*size) for size in sizes]
-    budget = Budget()
-    found = batches(costs, budget)
-    assert sorted(item for batch in found for item in batch) == list(range(len(costs)))
-    for batch in found:
-        tokens = max(costs[item].tokens for item in batch)
-        patches = max(costs[item].patches for item in batch)
-        assert len(batch) == 1 or plan._fits(len(batch), tokens, patches, budget)
-
-
-@pytest.mark.parametrize(("count", "most"), [(plan.TEXT_WINDOW, 1.05), (300, 1.1), (96, 1.2)])
-def test_padding_stays_under_five_percent(count: int, most: float) -> None:
-    lengths = np.random.default_rng(0).lognormal(4, 0.8, count).clip(20, 480).astype(int)
-    found = batches([Cost(int(length)) for length in lengths], Budget())
-    padded = sum(len(batch) * max(lengths[item] for item in batch) for batch in found)
-    assert padded < most * lengths.sum()
-
-
-def test_pictures_of_two_sizes_share_no_batch() -> None:
-    costs = [Cost(300, 1200 - 4 * (n % 2)) for n in range(20)] + [Cost(121, 484)] * 20
-    assert all(
-        len({costs[item].patches > 500 for item in batch}) == 1
-        for batch in batches(costs, Budget())
-    )
 
 
 def test_memory_holds_two_windows_at_most(tmp_path: Path, small_windows: None) -> None:

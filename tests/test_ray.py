@@ -19,7 +19,6 @@ from puma_edge.errors import PumaError, UsageError
 from puma_edge.inputs import Batch
 from puma_edge.prompts import Modality
 from puma_edge.resize import Resizer
-from puma_edge.runtimes import plan
 from puma_edge.runtimes.corpus import scan
 from puma_edge.runtimes.documents import Document
 from puma_edge.runtimes.embedder import Report, Stamp, embed_corpus
@@ -85,13 +84,6 @@ class Opener:
         made |= {"dies": Dies(self.marker), "refuses": Refuses(), "marks": Marks(self.marker)}
         model = f"model-{os.getpid()}" if self.kind == "differs" else STAMP.model_id
         return Member(small_spec(), made.get(self.kind, HashEncoder()), Stamp(model, "fp32"))
-
-
-@pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many shards from a small corpus."""
-    monkeypatch.setattr(plan, "TEXT_WINDOW", 5)
-    monkeypatch.setattr(plan, "IMAGE_WINDOW", 3)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The command line as a process."""
+"""The command line as a process, and how it refuses."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def puma(*arguments: str, cwd: Path, **environment: str) -> subprocess.Completed
         check=False,
         timeout=300,
     )
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line that a command which failed says; nothing is printed, no traceback shown."""
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("puma-edge: ")]
+    return line

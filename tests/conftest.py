@@ -1,10 +1,12 @@
-"""What several test files need: a small tokenizer shaped like Qwen2-VL's, and a real photograph."""
+"""What several test files need: a tokenizer, a photograph, small data, a bundle, an index of it."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tokenizers import (
     AddedToken,
     Regex,
@@ -96,3 +98,20 @@ def sample_bundle(tmp_path_factory: pytest.TempPathFactory, small_data: Path) ->
     )
     assert done.returncode == 0, done.stderr
     return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory, sample_bundle: Path, photograph: Path) -> Path:
+    """A folder with a bundle, a corpus of real files, and an index of it. Do not change them."""
+    from tests.commands import puma
+
+    folder = tmp_path_factory.mktemp("work")
+    shutil.copytree(sample_bundle, folder / "bundle")
+    assert puma("sample", "corpus", cwd=folder).returncode == 0
+    with Image.open(photograph) as picture:
+        picture.resize((1733, 411)).save(folder / "corpus" / "wide screenshot.png")
+        picture.convert("CMYK").save(folder / "corpus" / "scan.tif")
+        picture.convert("L").rotate(90, expand=True).save(folder / "corpus" / "DSC_0001.JPG")
+    done = puma("embed", "corpus", "--out", "index.npy", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from subprocess import CompletedProcess, run
 
 import pytest
 
 from puma_edge.cli import COMMANDS
 from puma_edge.config import TABLES, ExportConfig, Gate, TrainConfig, read_config
 from puma_edge.errors import UsageError
+from tests.commands import puma
 
 
 def write(folder: Path, text: str) -> Path:
@@ -82,21 +81,13 @@ def test_every_command_has_a_table() -> None:
     assert tuple(COMMANDS) == TABLES
 
 
-def ask(folder: Path, *line: str) -> CompletedProcess[str]:
-    """`puma-edge` in a folder."""
-    return run(
-        [sys.executable, "-m", "puma_edge", *line],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
 def test_a_table_stands_for_the_options_that_are_not_given(tmp_path: Path) -> None:
     write(tmp_path, '[embed]\nbundle = "elsewhere"\nengine = "ray"\n[info]\njson = true\n')
     (tmp_path / "corpus").mkdir()
-    done = ask(tmp_path, "embed", "corpus")
+    done = puma("embed", "corpus", cwd=tmp_path)
     assert done.returncode == 1
     assert "elsewhere" in done.stderr
-    done = ask(tmp_path, "embed", "corpus", "--bundle", "here")
+    done = puma("embed", "corpus", "--bundle", "here", cwd=tmp_path)
     assert "elsewhere" not in done.stderr
     assert "here" in done.stderr
 
@@ -114,6 +105,6 @@ def test_a_wrong_table_of_any_command_is_told(
 ) -> None:
     write(tmp_path, text)
     (tmp_path / "corpus").mkdir()
-    done = ask(tmp_path, *line)
+    done = puma(*line, cwd=tmp_path)
     assert done.returncode == 2
     assert says in " ".join(done.stderr.split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
@@ -20,6 +21,9 @@ from tokenizers import (
 from tokenizers import pre_tokenizers as pre
 
 from puma_edge.prompts import SPECIAL_TOKENS
+
+if TYPE_CHECKING:
+    from puma_edge.calibration.calibrate import Calibration
 
 # Qwen2's own pattern.
 WORDS = (
@@ -115,3 +119,21 @@ def work(tmp_path_factory: pytest.TempPathFactory, sample_bundle: Path, photogra
     done = puma("embed", "corpus", "--out", "index.npy", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def fp32_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model's fp32 graphs, where calibration may work beside them and leave nothing."""
+    from tests.graphs import copy_graphs
+
+    return copy_graphs(tmp_path_factory.mktemp("fp32"))
+
+
+@pytest.fixture(scope="session")
+def calibration(fp32_graphs: Path) -> Calibration:
+    """What calibration saw in them, for INT8 in both forms."""
+    from puma_edge.calibration.calibrate import calibrate
+    from puma_edge.calibration.qdq import Form
+    from tests.graphs import batches, some
+
+    return calibrate(fp32_graphs, batches(some(24, 1000)), None, tuple(Form))

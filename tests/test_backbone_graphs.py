@@ -20,8 +20,8 @@ from puma_edge.model import image_tokens
 from puma_edge.runtimes.ort import OrtEncoder, open_session
 from tests.families import Small
 from tests.families import small as make
+from tests.graphs import ALLOWED, PARTS, encoder
 from tests.models import reference
-from tests.test_graphs import ALLOWED, PARTS
 
 ALL = (0, 1, 2, 3, 4, 5)
 ARRAYS = {"tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(float)": np.float32}
@@ -35,11 +35,6 @@ def small(request: pytest.FixtureRequest) -> Small:
 @pytest.fixture(scope="module")
 def expected(small: Small) -> Float32:
     return np.stack([reference(small.model, each) for each in small.items])
-
-
-def encoder(folder: Path, precision: str = "fp32") -> OrtEncoder:
-    vision, text = (folder / f"{part}.{precision}.onnx" for part in PARTS)
-    return OrtEncoder(lambda: vision, text, threads=1)
 
 
 @pytest.mark.parametrize("chosen", [ALL, (0,), (0, 3), (4,), (2,), (5, 1), (4, 4)])

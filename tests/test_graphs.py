@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +16,13 @@ from puma_edge.errors import PumaError
 from puma_edge.export.graphs import TextGraph, check_model
 from puma_edge.export.precision import to_fp16
 from puma_edge.export.vision_graphs import VisionGraph
-from puma_edge.inputs import Encoded, Float32, collate
+from puma_edge.inputs import Float32
 from puma_edge.runtimes.ort import OrtEncoder, open_session
-from tests.models import LIMITS, PAD, exported, item, reference, tiny_model
+from tests.graphs import ALLOWED, PARTS, batch_of, embed, encoder
+from tests.graphs import ITEMS as FIVE
+from tests.models import exported, item, reference, tiny_model
 
-ITEMS = (
-    item(5, seed=1),
-    item(9, ((4, 6),), seed=2),
-    item(2, ((2, 2), (8, 4)), seed=3),
-    item(30, seed=4),
-    item(0, ((6, 6),), seed=5),
-    item(3, ((4, 4), (4, 4), (2, 8)), seed=6),
-)
-# Primitive operations that TensorRT 10.3 parses.
-ALLOWED = frozenset(
-    (
-        *("Add", "Cast", "Clip", "Concat", "Cos", "Div", "Erf", "Expand", "Gather"),
-        *("LayerNormalization", "Less", "LessOrEqual", "MatMul", "Mul", "Pow", "Range"),
-        *("ReduceMean", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sin", "Slice", "Softmax"),
-        *("Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
-    )
-)
-PARTS = ("vision", "text")
+ITEMS = (*FIVE, item(3, ((4, 4), (4, 4), (2, 8)), seed=6))
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +45,9 @@ def expected(model: Qwen2VLModel) -> Float32:
     return np.stack([reference(model, each) for each in ITEMS])
 
 
-def encoder(folder: Path, precision: str) -> OrtEncoder:
-    names = (folder / f"{part}.{precision}.onnx" for part in PARTS)
-    vision, text = names
-    return OrtEncoder(lambda: vision, text, threads=1)
-
-
-def embed(engine: OrtEncoder, items: Sequence[Encoded]) -> Float32:
-    return engine.encode(collate(items, PAD, LIMITS))
-
-
 @pytest.mark.parametrize("chosen", [(0, 1, 2, 3, 4, 5), (0,), (0, 3), (4,), (2,), (5, 1), (4, 4)])
 def test_fp32_equals_pytorch(folder: Path, expected: Float32, chosen: tuple[int, ...]) -> None:
-    found = embed(encoder(folder, "fp32"), [ITEMS[number] for number in chosen])
+    found = embed(folder, "fp32", [ITEMS[number] for number in chosen])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected[list(chosen)], atol=4e-6)
 
@@ -83,8 +57,8 @@ def test_an_embedding_does_not_depend_on_its_batch(
     folder: Path, expected: Float32, precision: str, worst: float
 ) -> None:
     engine = encoder(folder, precision)
-    mixed = embed(engine, ITEMS)
-    alone = np.concatenate([embed(engine, [each]) for each in ITEMS])
+    mixed = engine.encode(batch_of(ITEMS))
+    alone = np.concatenate([engine.encode(batch_of([each])) for each in ITEMS])
     assert (mixed * alone).sum(1).min() > 0.99999
     assert (mixed * expected).sum(1).min() > worst
     np.testing.assert_allclose(np.linalg.norm(mixed, axis=1), 1, atol=1e-6)
@@ -92,7 +66,7 @@ def test_an_embedding_does_not_depend_on_its_batch(
 
 def test_padding_may_hold_anything(folder: Path) -> None:
     engine = encoder(folder, "fp32")
-    batch = collate(ITEMS, PAD, LIMITS)
+    batch = batch_of(ITEMS)
     clean = engine.encode(batch)
     batch.input_ids[batch.attention_mask == 0] = 77
     batch.position_ids[:, batch.attention_mask == 0] = 9
@@ -106,7 +80,7 @@ def test_padding_may_hold_anything(folder: Path) -> None:
 def test_the_last_layer_alone_is_cut_to_the_pooled_token(layers: int) -> None:
     model = tiny_model(3, layers=layers, depth=1, heads=2, groups=1, hidden=32, vision_heads=2)
     with torch.no_grad():  # ONNX Runtime is covered above; here the modules themselves
-        batch = collate(ITEMS, PAD, LIMITS)
+        batch = batch_of(ITEMS)
         vision = VisionGraph(model)(
             *map(torch.from_numpy, (batch.patches, batch.patch_positions, batch.n_patches))
         )
@@ -166,7 +140,7 @@ def test_external_weights(
     assert set(sizes) == {*names, *(f"{name}.data" for name in names)}
     # Written twice, held once.
     assert sizes["text.fp32.onnx.data"] < 1.1 * (folder / "text.fp32.onnx").stat().st_size
-    np.testing.assert_allclose(embed(encoder(tmp_path, "fp32"), ITEMS), expected, atol=4e-6)
+    np.testing.assert_allclose(embed(tmp_path, "fp32", ITEMS), expected, atol=4e-6)
 
 
 def test_other_models_are_refused(model: Qwen2VLModel) -> None:
@@ -183,10 +157,12 @@ def test_words_alone_never_open_the_vision_graph(folder: Path, expected: Float32
         return folder / "vision.fp32.onnx"
 
     engine = OrtEncoder(vision, folder / "text.fp32.onnx", threads=1)
-    np.testing.assert_allclose(embed(engine, [ITEMS[0], ITEMS[3]]), expected[[0, 3]], atol=4e-6)
+    np.testing.assert_allclose(
+        engine.encode(batch_of([ITEMS[0], ITEMS[3]])), expected[[0, 3]], atol=4e-6
+    )
     assert asked == []
     for _ in range(2):
-        np.testing.assert_allclose(embed(engine, [ITEMS[1]]), expected[[1]], atol=4e-6)
+        np.testing.assert_allclose(engine.encode(batch_of([ITEMS[1]])), expected[[1]], atol=4e-6)
     assert asked == ["vision"]
 
 

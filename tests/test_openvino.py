@@ -12,20 +12,13 @@ import pytest
 
 from puma_edge.calibration.quantize import quantize_bundle_graphs
 from puma_edge.errors import MissingExtraError, PumaError
-from puma_edge.inputs import Batch, Float32, collate
+from puma_edge.inputs import Float32
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.openvino import OpenVinoEncoder
 from puma_edge.runtimes.ort import OrtEncoder
-from tests.models import LIMITS, PAD, exported, item, reference
+from tests.graphs import ITEMS, PARTS, batch, copy_graphs
+from tests.models import exported, reference
 
-PARTS = ("vision", "text")
-ITEMS = (
-    item(5, seed=1),
-    item(9, ((4, 6),), seed=2),
-    item(2, ((2, 2), (8, 4)), seed=3),
-    item(30, seed=4),
-    item(0, ((6, 6),), seed=5),
-)
 LEAST = {"fp32": 1 - 1e-6, "int8": 0.98}
 Opens = Callable[[Callable[[], Path], Path], Encoder]
 
@@ -42,10 +35,7 @@ def in_openvino(vision: Callable[[], Path], text: Path) -> Encoder:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graphs of a small model, fp32 beside INT8."""
-    made = tmp_path_factory.mktemp("graphs")
-    for part in PARTS:
-        name = f"{part}.fp32.onnx"
-        (made / name).write_bytes((exported().folder / name).read_bytes())
+    made = copy_graphs(tmp_path_factory.mktemp("graphs"))
     quantize_bundle_graphs(made, [batch(*range(len(ITEMS)))], made)
     return made
 
@@ -53,10 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected() -> Float32:
     return np.stack([reference(exported().model, each) for each in ITEMS])
-
-
-def batch(*numbers: int) -> Batch:
-    return collate([ITEMS[number] for number in numbers], PAD, LIMITS)
 
 
 @pytest.mark.parametrize("precision", LEAST)

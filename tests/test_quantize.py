@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,25 @@ import onnx
 import pytest
 from transformers import Qwen2VLModel
 
-from puma_edge.calibration.calibrate import QuantSettings, RowScales, smoothing
-from puma_edge.calibration.qdq import Activation
-from puma_edge.calibration.quantize import quantize_bundle_graphs
+from puma_edge.calibration.calibrate import Calibration, QuantSettings, RowScales, smoothing
+from puma_edge.calibration.onnx_files import load_model, weight_of
+from puma_edge.calibration.qdq import Activation, Form
+from puma_edge.calibration.quantize import quantize_bundle_graphs, write_int8
 from puma_edge.calibration.readers import text_readings, vision_readings
 from puma_edge.errors import PumaError
-from puma_edge.inputs import Batch, Encoded, Float32, collate
+from puma_edge.export.precision import to_fp16
+from puma_edge.inputs import Float32
+from puma_edge.retrieval import cosines
 from puma_edge.runtimes.ort import (
     CPU,
-    OrtEncoder,
     has_vnni,
     open_session,
     sums_in_32_bits,
     text_feeds,
     vision_feeds,
 )
-from tests.models import LIMITS, PAD, exported, item, reference
-
-SIZES: tuple[tuple[tuple[int, int], ...], ...] = ((), ((4, 6),), ((2, 2), (8, 4)), ((6, 6),))
-
-
-def some(count: int, seed: int) -> list[Encoded]:
-    rng = np.random.default_rng(seed)
-    return [item(int(rng.integers(3, 30)), SIZES[n % 4], seed=seed + n) for n in range(count)]
-
-
-def batches(items: list[Encoded]) -> list[Batch]:
-    return [collate(items[start : start + 6], PAD, LIMITS) for start in range(0, len(items), 6)]
+from tests.graphs import batch_of, batches, copy_graphs, embed, encoder, some
+from tests.models import exported, item, reference
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +38,7 @@ def model() -> Qwen2VLModel:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantize")
-    for part in ("vision", "text"):
-        shutil.copy(exported().folder / f"{part}.fp32.onnx", folder)
-    return folder
+    return copy_graphs(tmp_path_factory.mktemp("quantize"))
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +46,16 @@ def report(folder: Path) -> dict[str, Any]:
     return quantize_bundle_graphs(folder, batches(some(24, 1000)), folder)
 
 
-def encoder(folder: Path, precision: str = "int8") -> OrtEncoder:
-    names = (folder / f"{part}.{precision}.onnx" for part in ("vision", "text"))
-    vision, text = names
-    return OrtEncoder(lambda: vision, text, threads=1)
-
-
-def cosines(model: Qwen2VLModel, folder: Path) -> Float32:
+def to_pytorch(model: Qwen2VLModel, folder: Path) -> Float32:
     items = some(16, 5000)
     expected = np.stack([reference(model, each) for each in items])
-    found = encoder(folder).encode(collate(items, PAD, LIMITS))
-    cosine: Float32 = (found * expected).sum(1)
-    return cosine
+    return cosines(expected, embed(folder, "int8", items))
 
 
 def test_close_to_pytorch_in_spite_of_outliers(
     model: Qwen2VLModel, folder: Path, report: dict[str, Any]
 ) -> None:
-    found = cosines(model, folder)
+    found = to_pytorch(model, folder)
     assert found.min() > 0.995
     assert found.mean() > 0.998
 
@@ -84,19 +64,19 @@ def test_smoothing_and_row_scales_each_help(
     model: Qwen2VLModel, folder: Path, report: dict[str, Any], tmp_path: Path
 ) -> None:
     calibration = batches(some(24, 1000))
-    best = cosines(model, folder).mean()
+    best = to_pytorch(model, folder).mean()
     quantize_bundle_graphs(folder, calibration, tmp_path, QuantSettings(smooth=0))
-    assert cosines(model, tmp_path).mean() < best
+    assert to_pytorch(model, tmp_path).mean() < best
     settings = QuantSettings(smooth=0, row_scales=RowScales.NONE)
     quantize_bundle_graphs(folder, calibration, tmp_path, settings)
-    assert cosines(model, tmp_path).mean() < best
+    assert to_pytorch(model, tmp_path).mean() < best
 
 
 def test_an_embedding_does_not_depend_on_its_batch(folder: Path, report: dict[str, Any]) -> None:
-    engine = encoder(folder)
+    engine = encoder(folder, "int8")
     items = some(8, 9000)
-    mixed = engine.encode(collate(items, PAD, LIMITS))
-    alone = np.concatenate([engine.encode(collate([each], PAD, LIMITS)) for each in items])
+    mixed = engine.encode(batch_of(items))
+    alone = np.concatenate([engine.encode(batch_of([each])) for each in items])
     assert (mixed * alone).sum(1).min() > 0.9999
 
 
@@ -126,7 +106,33 @@ def test_layers_can_stay_in_float(folder: Path, tmp_path: Path) -> None:
         floats = {w.name for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT}
         assert len(kept & floats) == count
     assert found["settings"]["keep_float"] == sorted(kept)
-    assert encoder(tmp_path).encode(batches(some(3, 5))[0]).shape == (3, 128)
+    assert encoder(tmp_path, "int8").encode(batches(some(3, 5))[0]).shape == (3, 128)
+
+
+def test_the_tensorrt_form(fp32_graphs: Path, calibration: Calibration, tmp_path: Path) -> None:
+    report = write_int8(fp32_graphs, calibration, tmp_path, Form.TRT)
+    assert report["text"]["inputs_with_row_scales"] == 0
+    for part in ("vision", "text"):
+        name = f"{part}.int8-trt.onnx"
+        (tmp_path / "half").mkdir(exist_ok=True)
+        to_fp16(tmp_path / name, tmp_path / "half" / name)
+        graph = load_model(tmp_path / "half" / name).graph
+        for node in graph:
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                continue
+            scale, zero = (weight_of(value) for value in node.inputs[1:3])
+            assert zero is not None
+            assert scale is not None
+            assert zero.dtype == np.int8
+            assert not zero.any()
+            assert np.isfinite(1 / scale).all()
+        assert graph.opset_imports[""] == 19
+    items = some(12, 5000)
+    expected = np.stack([reference(exported().model, each) for each in items])
+    found = embed(tmp_path / "half", "int8-trt", items)
+    assert cosines(expected, found).mean() > 0.98
+    alone = np.concatenate([embed(tmp_path / "half", "int8-trt", [each]) for each in items])
+    assert cosines(alone, found).min() > 0.9999
 
 
 def test_nothing_but_the_graphs_is_left(folder: Path, report: dict[str, Any]) -> None:
@@ -144,14 +150,14 @@ def test_external_weights(
         save_model(load_model(folder / f"{part}.fp32.onnx"), tmp_path / f"{part}.fp32.onnx")
     quantize_bundle_graphs(tmp_path, batches(some(24, 1000)), tmp_path)
     batch = batches(some(4, 77))[0]
-    found, expected = encoder(tmp_path).encode(batch), encoder(folder).encode(batch)
+    found, expected = encoder(tmp_path, "int8").encode(batch), encoder(folder, "int8").encode(batch)
     np.testing.assert_array_equal(found, expected)
     assert len(list(tmp_path.iterdir())) == 8
 
 
 def test_readings_are_items_alone(folder: Path) -> None:
     items = some(5, 40)
-    batch = collate(items, PAD, LIMITS)
+    batch = batch_of(items)
     engine = encoder(folder, "fp32")
     whole = engine.encode(batch)
     images = list(vision_readings([batch]))
@@ -167,7 +173,7 @@ def test_readings_are_items_alone(folder: Path) -> None:
 
 def test_calibration_without_images_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PumaError, match="needs images, and its 2 items have none"):
-        quantize_bundle_graphs(folder, [collate([item(3), item(4)], PAD, LIMITS)], tmp_path)
+        quantize_bundle_graphs(folder, [batch_of([item(3), item(4)])], tmp_path)
 
 
 def test_pixels_are_exact() -> None:

@@ -12,24 +12,17 @@ from tokenizers import Tokenizer
 from puma_edge.bundle import Bundle, Precision
 from puma_edge.errors import PumaError
 from puma_edge.export.engines import build_with
-from puma_edge.inputs import Batch, Float32, collate
+from puma_edge.inputs import Float32
 from puma_edge.retrieval import cosines
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
-from puma_edge.runtimes.ort import CPU, CUDA, OrtEncoder, products_left_to_cpu
+from puma_edge.runtimes.ort import CPU, CUDA, products_left_to_cpu
 from puma_edge.runtimes.ort_bound import BUFFERS, BoundEncoder, explain
 from puma_edge.runtimes.trt import TrtEncoder, open_gpu
-from tests.models import LIMITS, PAD, exported, item, reference, tiny_bundle
+from tests.graphs import ITEMS, PARTS, batch, batch_of, encoder
+from tests.models import exported, item, reference, tiny_bundle
 from tests.pretend_gpu import pretend, write_engines
 
-PARTS = ("vision", "text")
-ITEMS = (
-    item(5, seed=1),
-    item(9, ((4, 6),), seed=2),
-    item(2, ((2, 2), (8, 4)), seed=3),
-    item(30, seed=4),
-    item(0, ((6, 6),), seed=5),
-)
 Opens = Callable[[Path, str], Encoder]
 
 
@@ -46,11 +39,6 @@ def folder(bundle: Bundle) -> Path:
 @pytest.fixture(scope="module")
 def expected() -> Float32:
     return np.stack([reference(exported().model, each) for each in ITEMS])
-
-
-def plain(folder: Path, precision: str) -> OrtEncoder:
-    vision, text = (folder / f"{part}.{precision}.onnx" for part in PARTS)
-    return OrtEncoder(lambda: vision, text, threads=1)
 
 
 def bound(folder: Path, precision: str) -> BoundEncoder:
@@ -76,12 +64,8 @@ def trt(folder: Path, precision: str) -> TrtEncoder:
     return TrtEncoder(bundle, Precision(precision), gpu)
 
 
-def batch(*numbers: int) -> Batch:
-    return collate([ITEMS[number] for number in numbers], PAD, LIMITS)
-
-
 ENGINES = [
-    pytest.param(plain, "ort:cpu", id="ort"),
+    pytest.param(encoder, "ort:cpu", id="ort"),
     pytest.param(bound, "ort:cpu", id="ort, bound"),
     pytest.param(pretended, "trt:pretend-gpu-sm87-trt10.3.0", id="trt, pretended"),
     pytest.param(cuda, "ort:cuda", id="ort-cuda", marks=pytest.mark.gpu),
@@ -115,7 +99,7 @@ def test_every_engine_keeps_the_contract(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_bound_run_gives_the_bytes_of_a_plain_one(folder: Path, precision: str) -> None:
-    one, other = plain(folder, precision), bound(folder, precision)
+    one, other = encoder(folder, precision), bound(folder, precision)
     for numbers in ((0, 1, 2, 3, 4), (0,), (0, 3), (4,), (2, 1), (0,), (4,), (1, 4)):
         given = batch(*numbers)
         before = {name: values.copy() for name, values in vars(given).items() if name != "tower"
@@ -128,7 +112,7 @@ def test_a_bound_run_gives_the_bytes_of_a_plain_one(folder: Path, precision: str
 def test_buffers_are_bounded(folder: Path) -> None:
     engine = bound(folder, "fp32")
     for words in range(1, 3 * BUFFERS // 5):
-        engine.encode(collate([item(words)], PAD, LIMITS))
+        engine.encode(batch_of([item(words)]))
     assert len(engine._text._buffers) == BUFFERS
 
 

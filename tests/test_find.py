@@ -18,6 +18,7 @@ from puma_edge.runtimes.query_file import read_queries
 from puma_edge.runtimes.searcher import Query, Wanted, search
 from tests.commands import puma
 from tests.edge import write_rows
+from tests.vectors import units
 
 COUNT = 150  # more than two of the table's groups
 METADATA = [
@@ -28,9 +29,7 @@ METADATA = [
 
 @pytest.fixture
 def index(tmp_path: Path) -> Index:
-    vectors = np.random.default_rng(0).standard_normal((COUNT, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Index.open(write_rows(tmp_path / "index.npy", vectors, METADATA))
+    return Index.open(write_rows(tmp_path / "index.npy", units(COUNT, 16, seed=0), METADATA))
 
 
 def left(index: Index, filters: Filters) -> list[int]:

@@ -19,7 +19,7 @@ from puma_edge.runtimes.notes import form_files, present_forms
 from puma_edge.runtimes.vectors import Form, Target
 from tests.commands import puma
 from tests.edge import write_rows
-from tests.test_search_forms import brute, clustered, overlap
+from tests.vectors import brute, clustered, overlap
 
 pytest.importorskip("usearch", reason="the extra hnsw is not installed")
 WALK = SearchSettings(Form.HNSW)

@@ -21,6 +21,7 @@ from puma_edge.runtimes.searcher import Query, Wanted, embed_queries, search
 from puma_edge.runtimes.vectors import shorten
 from puma_edge.runtimes.writer import Header
 from tests.edge import HashEncoder, embed, encoded, fill, mixed, picture, small_spec
+from tests.vectors import brute, units
 
 
 def index_of(vectors: np.ndarray) -> Index:
@@ -40,11 +41,6 @@ def manifest(model_id: str) -> Manifest:
         limits=PixelLimits(),
         prompt=PromptFormat(),
     )
-
-
-def naive(vectors: np.ndarray, queries: np.ndarray, top: int) -> np.ndarray:
-    scores = queries @ vectors.T.astype(np.float32)
-    return np.argsort(-scores, axis=1, kind="stable")[:, :top]
 
 
 @settings(max_examples=80, deadline=None)
@@ -71,20 +67,17 @@ def test_search_equals_a_naive_sort_ties_included(
         found = index_of(vectors).search(asked, top)
     finally:
         scan._CHUNK = before
-    expected = naive(vectors, asked, top)
-    assert np.array_equal(found.rows, expected)
-    scores = np.take_along_axis(asked @ vectors.T.astype(np.float32), expected, 1)
-    assert np.array_equal(found.scores, scores)
+    expected = brute(asked @ vectors.T.astype(np.float32), top)
+    assert np.array_equal(found.rows, expected.rows)
+    assert np.array_equal(found.scores, expected.scores)
 
 
 def test_search_over_several_real_chunks() -> None:
-    rng = np.random.default_rng(3)
-    vectors = rng.standard_normal((40_000, 32)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = units(40_000, 32)
     queries = vectors[[5, 20_000, 39_999]] + np.float32(0.01)
     found = index_of(vectors).search(queries, 10)
     assert found.rows[:, 0].tolist() == [5, 20_000, 39_999]
-    assert np.array_equal(found.rows, naive(vectors, queries, 10))
+    assert np.array_equal(found.rows, brute(queries @ vectors.T, 10).rows)
 
 
 def test_rows_that_are_no_numbers_come_last() -> None:
@@ -105,7 +98,7 @@ def test_fewer_dimensions() -> None:
     vectors = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
     queries = np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)
     index = index_of(vectors)
-    expected = naive(shorten(vectors, 4), shorten(queries, 4), 6)
+    expected = brute(shorten(queries, 4) @ shorten(vectors, 4).T, 6).rows
     assert np.array_equal(index.search(queries, 6, SearchSettings(dimension=4)).rows, expected)
     short = index_of(shorten(vectors, 4))
     assert np.array_equal(short.search(queries, 6).rows, expected)

@@ -17,10 +17,9 @@ from puma_edge.calibration.sensitivity import Cost, Trial, Unit, find_units, mea
 from puma_edge.config import Thresholds
 from puma_edge.export.fallback import counts, keep_until_passed
 from puma_edge.export.parity import Limits, Parity, judge
-from puma_edge.inputs import Float32, collate
+from puma_edge.inputs import Float32
 from puma_edge.retrieval import Pair, cosines
-from tests.graphs import embed, some
-from tests.models import LIMITS, PAD
+from tests.graphs import batch_of, embed, some
 
 
 def trial() -> Trial:
@@ -28,8 +27,7 @@ def trial() -> Trial:
     rows = list(range(24))
     pair = Pair("any->any", tuple(rows[12:]), tuple(rows[:12]))
     items = some(24, 7000)
-    return Trial([(rows[:10], collate(items[:10], PAD, LIMITS)),
-                  (rows[10:], collate(items[10:], PAD, LIMITS))], [pair])  # fmt: skip
+    return Trial([(rows[:10], batch_of(items[:10])), (rows[10:], batch_of(items[10:]))], [pair])
 
 
 def spoiled(calibration: Calibration, part: str, names: tuple[str, ...]) -> Calibration:

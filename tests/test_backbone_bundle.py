@@ -19,7 +19,7 @@ from puma_edge.inputs import Item
 from puma_edge.model import prune, save
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.torch_encoder import TorchEncoder
-from tests.test_backbones import checkpoint_of
+from tests.checkpoints import checkpoint_of
 
 
 def test_a_qwen3_vl_becomes_a_bundle(

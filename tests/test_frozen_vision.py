@@ -12,18 +12,14 @@ from tokenizers import Tokenizer
 from puma_edge import frozen_vision
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.inputs import Batch, InputSpec, Item
-from puma_edge.model import Card, Checkpoint, image_tokens, vision_tokens
-from puma_edge.prompts import IMAGE_PAD
+from puma_edge.model import Checkpoint, image_tokens, vision_tokens
 from puma_edge.torch_encoder import TorchEncoder
-from tests.models import tiny_model
+from tests.checkpoints import tiny_checkpoint
 
 
 @pytest.fixture
 def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
-    """A tiny random model whose vocabulary is the test tokenizer's."""
-    pad = tokenizer.token_to_id(IMAGE_PAD)
-    model = tiny_model(layers=2, vocabulary=tokenizer.get_vocab_size() + 3, image_token_id=pad)
-    return Checkpoint(model, tokenizer, Card("tiny", (0, 1), 2))
+    return tiny_checkpoint(tokenizer, 2)
 
 
 def batch_of(spec: InputSpec, *which: int) -> Batch:

@@ -5,61 +5,32 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from puma_edge.config import StageConfig
 from puma_edge.errors import PumaError, UsageError
-from puma_edge.inputs import Batch, InputSpec, Item
+from puma_edge.inputs import Batch, Item
 from puma_edge.merge import merge
-from puma_edge.model import Card, Checkpoint, choose_layers, load, prune, ret_states, save
-from puma_edge.prompts import IMAGE_PAD
+from puma_edge.model import Checkpoint, choose_layers, load, prune, ret_states, save
 from puma_edge.stages import add_lora
-from tests.models import tiny_model
+from tests.checkpoints import at_ret, mixed_batch, stock, tiny_checkpoint
 
 LAYERS = 4
 
 
 @pytest.fixture
 def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
-    """A tiny random model whose vocabulary is the test tokenizer's."""
-    pad = tokenizer.token_to_id(IMAGE_PAD)
-    model = tiny_model(layers=LAYERS, vocabulary=tokenizer.get_vocab_size() + 3, image_token_id=pad)
-    return Checkpoint(model, tokenizer, Card("tiny", tuple(range(LAYERS)), LAYERS))
-
-
-def mixed_batch(spec: InputSpec) -> Batch:
-    """Text, an image, both, two images; sizes differ."""
-    draw = np.random.default_rng(0)
-    pictures = [draw.integers(0, 256, shape, np.uint8) for shape in ((60, 90, 3), (120, 56, 3))]
-    items = [
-        Item("a fox", instruction="Find it."),
-        Item(None, (pictures[0],)),
-        Item("two pictures of words", tuple(pictures)),
-    ]
-    return spec.collate([spec.encode(item) for item in items])
+    return tiny_checkpoint(tokenizer, LAYERS)
 
 
 def stock_states(model: torch.nn.Module, batch: Batch, layer: int | None = None) -> torch.Tensor:
     """Run transformers' own forward; with a layer, the final norm over that hidden state."""
-    from puma_edge.images import normalize
-
-    ids = torch.from_numpy(batch.input_ids)
-    found = model(
-        input_ids=ids,
-        attention_mask=torch.from_numpy(batch.attention_mask),
-        position_ids=torch.from_numpy(batch.position_ids),
-        pixel_values=torch.from_numpy(normalize(batch.real_patches())),
-        image_grid_thw=torch.tensor([(1, *size) for size in batch.image_sizes]),
-        mm_token_type_ids=(ids == model.config.image_token_id).long(),
-        output_hidden_states=True,
-    )
-    states = found.last_hidden_state
-    if layer is not None:
-        states = model.language_model.norm(found.hidden_states[layer])
-    return states[torch.arange(len(batch)), torch.from_numpy(batch.attention_mask).sum(1) - 1]
+    found = stock(model, batch)
+    if layer is None:
+        return at_ret(found.last_hidden_state, batch)
+    return at_ret(model.language_model.norm(found.hidden_states[layer]), batch)
 
 
 def test_the_state_at_ret_is_transformers_own(checkpoint: Checkpoint) -> None:

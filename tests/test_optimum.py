@@ -22,7 +22,7 @@ from puma_edge.model_card import write_modules
 from puma_edge.sample import base_folder
 from puma_edge.torch_encoder import TorchEncoder
 from tests.checkout import ROOT, build_wheel, copy_checkout, run_python
-from tests.test_backbones import checkpoint_of
+from tests.checkpoints import checkpoint_of
 
 CONSTRAINTS = ROOT / "constraints-optimum.txt"
 # Words alone; one picture; words, pictures and both in one batch, no two of them of one size.
@@ -124,7 +124,10 @@ except Exception as error:
 print(json.dumps(found))
 """
 # What of the suite reaches transformers: loading, cutting, merging, the encoder, the graphs.
-OLDER = ("test_model.py", "test_graphs.py", "test_backbones.py", "test_backbone_graphs.py")
+OLDER = (
+    *("test_model.py", "test_graphs.py", "test_backbone_graphs.py"),
+    *(f"test_backbone_{part}.py" for part in ("checkpoints", "cut", "inputs")),
+)
 
 pytestmark = pytest.mark.extra
 

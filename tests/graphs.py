@@ -21,7 +21,10 @@ ITEMS = (
     item(30, seed=4),
     item(0, ((6, 6),), seed=5),
 )
-SIZES: tuple[tuple[tuple[int, int], ...], ...] = ((), ((4, 6),), ((2, 2), (8, 4)), ((6, 6),))
+# Patches of an item's images.
+SIZES: tuple[tuple[tuple[int, int], ...], ...] = (
+    (), ((4, 6),), ((2, 2), (8, 4)), ((6, 6),), ((2, 10),),
+)  # fmt: skip
 # Primitive operations that TensorRT 10.3 parses.
 ALLOWED = frozenset(
     (
@@ -65,6 +68,11 @@ def some(count: int, seed: int) -> list[Encoded]:
     """Random items of every kind, in turn."""
     rng = np.random.default_rng(seed)
     return [item(int(rng.integers(3, 30)), SIZES[n % 4], seed=seed + n) for n in range(count)]
+
+
+def chosen(kinds: Sequence[tuple[int, int]]) -> list[Encoded]:
+    """Items of so many words each, with images of those of `SIZES`."""
+    return [item(words, SIZES[kind], seed=n) for n, (words, kind) in enumerate(kinds)]
 
 
 def batches(items: list[Encoded]) -> list[Batch]:

@@ -20,7 +20,9 @@ from tokenizers import (
 )
 from tokenizers import pre_tokenizers as pre
 
-from puma_edge.prompts import SPECIAL_TOKENS
+from puma_edge.images import PixelLimits
+from puma_edge.inputs import InputSpec, Positions
+from puma_edge.prompts import SPECIAL_TOKENS, PromptFormat, PromptTokenizer
 
 if TYPE_CHECKING:
     from puma_edge.calibration.calibrate import Calibration
@@ -61,6 +63,12 @@ def tokenizer() -> Tokenizer:
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     )
     return made
+
+
+@pytest.fixture(scope="session")
+def spec(tokenizer: Tokenizer) -> InputSpec:
+    """How items become arrays with it, as for Qwen2-VL."""
+    return InputSpec(PromptTokenizer(tokenizer, PromptFormat()), PixelLimits(), Positions.MROPE)
 
 
 @pytest.fixture(scope="session")

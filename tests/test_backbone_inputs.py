@@ -18,12 +18,10 @@ from puma_edge.inputs import Batch, Encoded, collate, rope_positions
 from puma_edge.spellings import IS_OLDER
 from puma_edge.tower import Tower
 from tests.families import tiny
+from tests.items import SIZE
 from tests.models import PAD, image
 
 NEWER = pytest.mark.skipif(IS_OLDER, reason="the reference came with transformers 5")
-SIZE = st.tuples(st.integers(1, 13), st.integers(1, 13)).map(
-    lambda size: (2 * size[0], 2 * size[1])
-)
 
 
 @NEWER

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from puma_edge.bundle import replace_folder
-from puma_edge.config import StageConfig, TrainConfig, read_config
+from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import TASK_NAMES, Dataset
 from puma_edge.evaluate import by_task, embed_split, mean, rank
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.model import Checkpoint, choose_layers, load, prune
 from puma_edge.run_folder import open_run
 from puma_edge.sample import recipe_file
+from puma_edge.settings_file import read_config
 from puma_edge.torch_encoder import TorchEncoder
 from puma_edge.train import MERGED_1, open_data, open_model, train_from
 

@@ -15,8 +15,8 @@ from typer.core import TyperGroup
 
 from puma_edge import cli_build, cli_push, cli_sweep, cli_use, report
 from puma_edge.cli_options import Json
-from puma_edge.config import check_names, read_table
 from puma_edge.errors import PumaError, UsageError
+from puma_edge.settings_file import check_names, read_table
 
 STOPPED = 130  # exit code after Ctrl-C
 

@@ -10,11 +10,12 @@ import typer
 
 from puma_edge import report, report_quality
 from puma_edge.cli_options import PARTIAL, Json, Keep, Layers, Seed, Settings, Threads, WithLast
-from puma_edge.config import SAMPLE, ExportConfig, Gate, Ranges, TrainConfig, read_config
+from puma_edge.config import SAMPLE, ExportConfig, Gate, Ranges, TrainConfig
 from puma_edge.errors import MissingExtraError, UsageError, require
 from puma_edge.layer_choice import parse_layers
 from puma_edge.metrics import Pool
 from puma_edge.ranks import rank
+from puma_edge.settings_file import read_config
 
 
 def train(

@@ -142,8 +142,8 @@ def search(
     - `puma-edge search index.npy --image q.jpg --sheet hits.png`
     - `puma-edge search index.npy "a fox" --modality image --where lang=en --threshold 0.3`
     """
-    from puma_edge.config import read_config
     from puma_edge.find import Asked, SearchConfig, find
+    from puma_edge.settings_file import read_config
 
     settings = read_config(
         "search",

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from puma_edge.cli import COMMANDS
-from puma_edge.config import TABLES, ExportConfig, Gate, TrainConfig, read_config
+from puma_edge.config import ExportConfig, Gate, TrainConfig
 from puma_edge.errors import UsageError
+from puma_edge.settings_file import TABLES, read_config
 from tests.commands import puma
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from puma_edge import cli_build, cli_push, cli_sweep, cli_use, report
+from puma_edge import cli_build, cli_measure, cli_push, cli_sweep, cli_use, report
 from puma_edge.cli_options import Json
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.settings_file import check_names, read_table
@@ -96,9 +96,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "search": cli_use.search,
     "convert": cli_use.convert,
     "push": cli_push.push,
-    "bench": cli_use.bench,
-    "eval": cli_build.evaluate,
-    "check": cli_use.check,
+    "bench": cli_measure.bench,
+    "eval": cli_measure.evaluate,
+    "check": cli_measure.check,
     "sweep": cli_sweep.sweep,
     "info": info,
     "doctor": doctor,

@@ -1,4 +1,4 @@
-"""The commands that make a bundle: train, merge, export, and recall of what came out."""
+"""The commands that make a bundle: train, merge, export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from puma_edge.cli_options import PARTIAL, Json, Keep, Layers, Seed, Settings, T
 from puma_edge.config import SAMPLE, ExportConfig, Gate, Ranges, TrainConfig
 from puma_edge.errors import MissingExtraError, UsageError, require
 from puma_edge.layer_choice import parse_layers
-from puma_edge.metrics import Pool
 from puma_edge.ranks import rank
 from puma_edge.settings_file import read_config
 
@@ -201,36 +200,3 @@ def _build_engines(bundle: Path) -> None:
             "is complete, and engines are built on the device where they will serve"
         )
         raise typer.Exit(PARTIAL) from None
-
-
-def evaluate(
-    targets: Annotated[
-        list[str] | None, typer.Argument(help="Bundles or model folders; ./bundle by default.")
-    ] = None,
-    data: Annotated[str, typer.Option(help="Folder in M-BEIR's format.")] = SAMPLE,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    k: Annotated[int | None, typer.Option(help="Hits looked at; M-BEIR's 5 or 10.")] = None,
-    pool: Annotated[Pool, typer.Option(help="Among which candidates.")] = Pool.LOCAL,
-    plot: Annotated[Path | None, typer.Option(help="Draw the recall of all as a PNG.")] = None,
-    threads: Threads = None,
-    json_: Json = False,
-) -> None:
-    """Recall and nDCG, task by task, with 95% intervals; several targets side by side.
-
-    A bundle may name a precision after an @. Differences are to the first target, query by query.
-
-    Examples:
-    - `puma-edge eval bundle`
-    - `puma-edge eval bundle@fp32 bundle@int8 --data mbeir/ --plot recall.png`
-    """
-    from puma_edge.evaluation import EvalConfig, run_eval
-    from puma_edge.plots import draw_recall
-
-    config = EvalConfig(data, split, k, pool, threads)
-    rows = {target: run_eval(target, config) for target in targets or ["bundle"]}
-    report_quality.show_scores(rows, json_)
-    if plot is not None:
-        from puma_edge.evaluate import by_task
-
-        draw_recall({target: by_task(scores) for target, scores in rows.items()}, plot)
-        report.say(f"drawn: {plot}")

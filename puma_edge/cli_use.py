@@ -1,14 +1,13 @@
-"""The commands that use a bundle: embed, search, check, bench."""
+"""The commands that make an index and use it: embed, search, convert."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from puma_edge import report, report_index, report_quality, report_speed
+from puma_edge import report, report_index
 from puma_edge.cli_options import (
     PARTIAL,
     BundleFolder,
@@ -203,71 +202,3 @@ def convert(
             progress.close()
 
     report_index.show_conversion(run(index, to, tell), json_)
-
-
-def check(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.")] = Path("bundle"),
-    threads: Threads = None,
-    json_: Json = False,
-) -> None:
-    """Check every precision of a bundle on this device against the embeddings it carries.
-
-    Exit code 1 if one of them fails.
-
-    Example: `puma-edge check bundle/`
-    """
-    from puma_edge.checks import run_check
-
-    rows = run_check(bundle, threads)
-    report_quality.show_check(rows, json_)
-    if not all(row["passed"] for row in rows):
-        raise typer.Exit(1)
-
-
-def bench(
-    bundle: BundleFolder = Path("bundle"),
-    model: Annotated[str | None, typer.Option(help="PyTorch baseline; what was exported.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each backend.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Time of a case in a turn.")] = 1.0,
-    batches: Annotated[bool, typer.Option(help="Time batches too.")] = True,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help='Time this case, as "1 image"; may be repeated.'),
-    ] = None,
-    threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Rows as JSON; a plot is drawn beside.")] = Path(
-        "bench.json"
-    ),
-    json_: Json = False,
-) -> None:
-    """Time the bundle against PyTorch fp32 and bf16: one process each, turns interleaved.
-
-    Without PyTorch, the bundle's precisions are timed against each other.
-
-    Example: `puma-edge bench --rounds 5`
-    """
-    from puma_edge.bench import BenchConfig
-    from puma_edge.bench import bench as run
-    from puma_edge.errors import MissingExtraError
-    from puma_edge.plots import draw_bench
-    from puma_edge.progress import Progress
-
-    settings = BenchConfig(
-        str(bundle), model or "", threads or 0, rounds, seconds, batches, tuple(only or ())
-    )
-    progress: Progress | None = None
-
-    def turn_done(done: int, total: int) -> None:
-        nonlocal progress
-        progress = progress or Progress("benchmark", total)
-        progress.update(done)
-
-    result = run(settings, turn_done)
-    if progress is not None:
-        progress.close()
-    out.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    report_speed.show_bench(result, json_)
-    try:
-        draw_bench(result, out.with_suffix(".png"))
-    except MissingExtraError as error:
-        report.say(f"no plot was drawn: {error}")

@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from puma_edge.bundle import replace_folder
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import TASK_NAMES, Dataset
 from puma_edge.evaluate import by_task, embed_split, mean, rank
+from puma_edge.folders import replace_folder
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.model import Checkpoint, choose_layers, load, prune
 from puma_edge.run_folder import open_run

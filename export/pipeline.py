@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from puma_edge.bundle import TOKENIZER, Manifest, replace_folder, seal
+from puma_edge.bundle import TOKENIZER, Manifest, seal
 from puma_edge.config import SHAPE_PREFIX, ExportConfig, Gate
 from puma_edge.data import Dataset
 from puma_edge.errors import PumaError
@@ -22,6 +22,7 @@ from puma_edge.export.material import PROBE, Material, from_dataset, from_folder
 from puma_edge.export.parity import Parity
 from puma_edge.export.precisions import Precisions, chosen, graph_bytes, graph_files
 from puma_edge.export.probe import Probe, write_probe
+from puma_edge.folders import replace_folder
 from puma_edge.identity import model_id
 from puma_edge.inputs import Float32, InputSpec
 from puma_edge.model import Checkpoint

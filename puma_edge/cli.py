@@ -38,7 +38,7 @@ def sample(
 
     Example: `puma-edge sample corpus/`
     """
-    from puma_edge.bundle import replace_folder
+    from puma_edge.folders import replace_folder
     from puma_edge.sample import write_corpus
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from puma_edge.bundle import replace_folder
 from puma_edge.errors import PumaError
+from puma_edge.folders import replace_folder
 from puma_edge.model import Checkpoint, save
 from puma_edge.model_card import write_card, write_modules
 from puma_edge.ranks import rank

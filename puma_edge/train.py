@@ -12,11 +12,11 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from puma_edge.bundle import replace_folder
 from puma_edge.config import SAMPLE, SHAPE_PREFIX, StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, load_dataset
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.evaluate import RECALL_AT, evaluate, mean
+from puma_edge.folders import replace_folder
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.layer_choice import choose_layers
 from puma_edge.merge import merge

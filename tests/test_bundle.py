@@ -1,4 +1,4 @@
-"""The bundle: verified before use, replaced as a whole."""
+"""The bundle: verified before use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from puma_edge.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, Precision, replace_folder, seal
+from puma_edge.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, Precision, seal
 from puma_edge.errors import PumaError
 from puma_edge.images import PixelLimits
 from puma_edge.prompts import PromptFormat
@@ -88,22 +88,3 @@ def test_a_manifest_may_not_point_out_of_its_folder(bundle: Path, tmp_path: Path
     forged = Bundle(bundle, replace(opened.manifest, files=files))
     with pytest.raises(PumaError):
         forged.file("../secret")
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with replace_folder(target) as work:
-        (work / "a").write_text("old")
-    with pytest.raises(ZeroDivisionError), replace_folder(target) as work:
-        (work / "a").write_text(str(1 / 0))
-    assert (target / "a").read_text() == "old"
-    with replace_folder(target) as work:
-        (work / "b").write_text("new")
-    assert [path.name for path in target.iterdir()] == ["b"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(PumaError, match="cannot write to"), replace_folder(tmp_path / "file" / "x"):
-        pass

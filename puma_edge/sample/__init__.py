@@ -7,7 +7,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from puma_edge.bundle import replace_folder
+from puma_edge.folders import replace_folder
 from puma_edge.progress import Progress
 from puma_edge.sample.emoji import load_emoji
 from puma_edge.sample.folder import write_corpus, write_emoji

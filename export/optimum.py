@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig
 
 from puma_edge.backbones import Family, tower_of
+from puma_edge.card import Card
 from puma_edge.errors import PumaError, require
 from puma_edge.feeds import Feeds, text_feeds, vision_feeds
 from puma_edge.inputs import Batch, Float32, InputSpec
-from puma_edge.model import Card, add_special_tokens
+from puma_edge.model import add_special_tokens
 from puma_edge.prompts import PromptTokenizer
 
 TASK = "feature-extraction"

@@ -12,10 +12,11 @@ from torch import nn
 
 from puma_edge.backbones import Family, Model, backbone_of, tower_of
 from puma_edge.bundle import Manifest
+from puma_edge.card import Card
 from puma_edge.config import SHAPE_PREFIX
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.layer_choice import choose_layers
-from puma_edge.model import Card, Checkpoint, add_special_tokens, load, prune
+from puma_edge.model import Checkpoint, add_special_tokens, load, prune
 from puma_edge.prompts import IMAGE_PAD
 from puma_edge.sample import base_folder
 from puma_edge.spellings import rope_settings

@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer
 
 from puma_edge.backbones import Family, backbone_of, tower_of
+from puma_edge.card import Card
 from puma_edge.images import normalize
 from puma_edge.inputs import Batch, InputSpec, Item
-from puma_edge.model import Card, Checkpoint
+from puma_edge.model import Checkpoint
 from puma_edge.prompts import IMAGE_PAD
 from tests.families import LAYERS, tiny
 from tests.models import tiny_model

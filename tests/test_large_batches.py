@@ -15,13 +15,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from puma_edge.card import Card
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, Source
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.grad_cache import cached_backward
 from puma_edge.inputs import Batch, Item
 from puma_edge.losses import distillation_loss, mac_loss, other_answers
-from puma_edge.model import Card, Checkpoint
+from puma_edge.model import Checkpoint
 from puma_edge.pairs import Pairs
 from puma_edge.prompts import IMAGE_PAD, Modality
 from puma_edge.stage_trainer import StateModel

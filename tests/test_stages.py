@@ -13,11 +13,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from puma_edge.card import Card
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, Source
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.losses import other_answers
-from puma_edge.model import Card, Checkpoint, ret_states
+from puma_edge.model import Checkpoint, ret_states
 from puma_edge.pair_batches import PART_TOKENS, Collator, PairBatch
 from puma_edge.pairs import Pair, Pairs
 from puma_edge.prompts import IMAGE_PAD, Modality

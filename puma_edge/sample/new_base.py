@@ -9,9 +9,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.trainers import BpeTrainer
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
+from puma_edge.card import Card
 from puma_edge.data import Dataset
 from puma_edge.images import PixelLimits
-from puma_edge.model import Card, Checkpoint
+from puma_edge.model import Checkpoint
 from puma_edge.prompts import (
     IMAGE_PAD,
     SPECIAL_TOKENS,

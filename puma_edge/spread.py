@@ -48,7 +48,8 @@ def open_spread(bundle: Bundle, config: SpreadConfig) -> Iterator[Engine]:
                 raise UsageError("--ray-address and --actors go with --engine ray")
             yield open_engine(bundle, runtime, precision, config.threads)
         case Spread.RAY:
-            from puma_edge.runtimes.ray_fleet import BundleOpener, RaySettings, open_fleet
+            from puma_edge.runtimes.ray_fleet import RaySettings, open_fleet
+            from puma_edge.runtimes.ray_worker import BundleOpener
 
             opener = BundleOpener(str(bundle.folder.absolute()), runtime, precision)
             settings = RaySettings(config.ray_address, config.actors, config.threads)

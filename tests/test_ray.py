@@ -24,7 +24,8 @@ from puma_edge.runtimes.documents import Document
 from puma_edge.runtimes.embedder import Report, Stamp, embed_corpus
 from puma_edge.runtimes.fleet import Recipe
 from puma_edge.runtimes.plan import Budget
-from puma_edge.runtimes.ray_fleet import Member, RayFleet, RaySettings, Worker, _share, open_fleet
+from puma_edge.runtimes.ray_fleet import RayFleet, RaySettings, _share, open_fleet
+from puma_edge.runtimes.ray_worker import Member, Worker
 from puma_edge.runtimes.shards import Shard
 from tests.commands import puma
 from tests.edge import STAMP, HashEncoder, embed, mixed, small_spec

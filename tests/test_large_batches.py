@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from puma_edge.card import Card
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, Source
 from puma_edge.frozen_vision import FrozenVision
@@ -24,21 +23,14 @@ from puma_edge.inputs import Batch, Item
 from puma_edge.losses import distillation_loss, mac_loss, other_answers
 from puma_edge.model import Checkpoint
 from puma_edge.pairs import Pairs
-from puma_edge.prompts import IMAGE_PAD, Modality
+from puma_edge.prompts import Modality
 from puma_edge.stage_trainer import StateModel
 from puma_edge.stages import add_lora, run_stage
-from tests.models import tiny_model
+from tests.checkpoints import tiny_checkpoint
 
 PAIRS = 12
 TAU_HARD = 0.024
 Loss = Callable[[Tensor, Tensor, slice], Tensor]
-
-
-def make_checkpoint(tokenizer: Tokenizer) -> Checkpoint:
-    """A tiny model, the same each time."""
-    pad = tokenizer.token_to_id(IMAGE_PAD)
-    model = tiny_model(layers=2, vocabulary=tokenizer.get_vocab_size() + 1, image_token_id=pad)
-    return Checkpoint(model, tokenizer, Card("tiny", (0, 1), 2))
 
 
 def make_model(checkpoint: Checkpoint, dropout: float) -> StateModel:
@@ -114,7 +106,7 @@ def whole_loss(loss: Loss, states: Sequence[Tensor]) -> Tensor:
 def test_cached_gradients_are_those_of_the_whole_batch(
     tokenizer: Tokenizer, name: str, size: int
 ) -> None:
-    checkpoint = make_checkpoint(tokenizer)
+    checkpoint = tiny_checkpoint(tokenizer, 2)
     model = make_model(checkpoint, dropout=0.0)
     whole = whole_loss(LOSSES[name], model(*parts_of(checkpoint, PAIRS)))
     torch.autograd.backward(whole)
@@ -141,7 +133,7 @@ def test_cached_gradients_are_those_of_the_whole_batch(
 
 
 def test_dropout_falls_alike_in_both_passes(tokenizer: Tokenizer) -> None:
-    checkpoint = make_checkpoint(tokenizer)
+    checkpoint = tiny_checkpoint(tokenizer, 2)
     model = make_model(checkpoint, dropout=0.3)
     parts = parts_of(checkpoint, 4)
     torch.manual_seed(7)
@@ -164,7 +156,7 @@ def rank_gradients(rank: int, tokenizer_text: str, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    checkpoint = make_checkpoint(Tokenizer.from_str(tokenizer_text))
+    checkpoint = tiny_checkpoint(Tokenizer.from_str(tokenizer_text), 2)
     rows = range(PAIRS)[rank * PAIRS // 2 : (rank + 1) * PAIRS // 2]
     for name, loss in LOSSES.items():
         model = DistributedDataParallel(make_model(checkpoint, dropout=0.0))
@@ -173,7 +165,7 @@ def rank_gradients(rank: int, tokenizer_text: str, folder: str) -> None:
         torch.autograd.backward(value)
         found = {"loss": value.detach(), **gradients(model)}
         torch.save(found, f"{folder}/{name}-{rank}.pt")
-        checkpoint = make_checkpoint(Tokenizer.from_str(tokenizer_text))
+        checkpoint = tiny_checkpoint(Tokenizer.from_str(tokenizer_text), 2)
     distributed.destroy_process_group()
 
 
@@ -181,7 +173,7 @@ def test_two_ranks_are_one_with_twice_the_batch(tokenizer: Tokenizer, tmp_path: 
     spawn: Any = multiprocessing.spawn  # type: ignore[attr-defined]
     spawn(rank_gradients, args=(tokenizer.to_str(), str(tmp_path)), nprocs=2)
     for name, loss in LOSSES.items():
-        checkpoint = make_checkpoint(tokenizer)
+        checkpoint = tiny_checkpoint(tokenizer, 2)
         model = make_model(checkpoint, dropout=0.0)
         whole = whole_loss(loss, model(*parts_of(checkpoint, PAIRS)))
         torch.autograd.backward(whole)
@@ -209,7 +201,7 @@ def test_a_stage_in_parts_has_the_losses_of_one_in_one_piece(
     logs = []
     for size in (0, 3):
         run_stage(
-            make_checkpoint(tokenizer), data, Pairs(data, examples, seed=0), stage,
+            tiny_checkpoint(tokenizer, 2), data, Pairs(data, examples, seed=0), stage,
             tmp_path / str(size), title="test", vision=FrozenVision(),
             config=TrainConfig(device_batch=size),
         )  # fmt: skip

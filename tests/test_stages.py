@@ -13,7 +13,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from puma_edge.card import Card
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, Source
 from puma_edge.frozen_vision import FrozenVision
@@ -21,12 +20,12 @@ from puma_edge.losses import other_answers
 from puma_edge.model import Checkpoint, ret_states
 from puma_edge.pair_batches import PART_TOKENS, Collator, PairBatch
 from puma_edge.pairs import Pair, Pairs
-from puma_edge.prompts import IMAGE_PAD, Modality
+from puma_edge.prompts import Modality
 from puma_edge.stage_trainer import CompleteMark
 from puma_edge.stages import run_stage, total_steps
 from puma_edge.teacher_states import StateEncoder, TeacherStates, distinct_sources
 from puma_edge.teacher_states import teacher_states as all_states
-from tests.models import tiny_model
+from tests.checkpoints import tiny_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -45,14 +44,7 @@ def test_steps_of_a_stage(pairs: int, stage: StageConfig, expected: int) -> None
 @pytest.fixture
 def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
     """A tiny random model."""
-    return tiny_checkpoint(tokenizer)
-
-
-def tiny_checkpoint(tokenizer: Tokenizer) -> Checkpoint:
-    """A tiny random model, the same each time."""
-    pad = tokenizer.token_to_id(IMAGE_PAD)
-    model = tiny_model(layers=3, vocabulary=tokenizer.get_vocab_size() + 1, image_token_id=pad)
-    return Checkpoint(model, tokenizer, Card("tiny", (0, 1, 2), 3))
+    return tiny_checkpoint(tokenizer, 3)
 
 
 @pytest.fixture
@@ -259,7 +251,7 @@ def test_a_stage_that_was_cut_off_has_the_losses_of_an_unbroken_one(
     pairs = Pairs(data, data.train, seed=0)
 
     def run(folder: Path) -> list[float]:
-        checkpoint = tiny_checkpoint(tokenizer)
+        checkpoint = tiny_checkpoint(tokenizer, 3)
         states = teacher_states(checkpoint, data, pairs.pairs, tmp_path) if distil else None
         run_stage(
             checkpoint, data, pairs, stage, folder, title="test",

@@ -8,6 +8,7 @@ hold finished ones back until a block is full, and bring some gigabytes of worke
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from puma_edge.runtimes.ray_worker import About, Member, Worker
 from puma_edge.runtimes.run import Stamp
 from puma_edge.runtimes.shards import Shard
 
+KNOCK_SECONDS = 10
 LOCAL_STORE_BYTES = 256 * 2**20  # shards wait here for the driver; beyond it Ray uses the disk
 _AHEAD = 2  # windows an actor has: one is read and decoded while the other is encoded
 _RETRIES = 3
@@ -186,11 +188,25 @@ def _start(ray: Any, address: str | None) -> None:
         where, hint = f"at {address}", "start it with: ray start --head, or leave out --ray-address"
         options = {"address": address}
     try:
+        if address is not None:
+            _knock(address)
         ray.init(**options, **quiet)
     # Ray raises a plain Exception where a part of it does not start.
     except Exception as error:
         words = " ".join(str(error).split())[:300]
         raise PumaError(f"no Ray cluster {where} ({words}); {hint}") from error
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens at HOST:PORT; Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        with socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS):
+            pass
 
 
 def _cpus(ray: Any) -> list[int]:

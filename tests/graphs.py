@@ -78,3 +78,14 @@ def chosen(kinds: Sequence[tuple[int, int]]) -> list[Encoded]:
 def batches(items: list[Encoded]) -> list[Batch]:
     """Batches of six."""
     return [batch_of(items[start : start + 6]) for start in range(0, len(items), 6)]
+
+
+def assert_padding_counts_for_nothing(engine: OrtEncoder, given: Batch) -> None:
+    """What stands in a batch's padding does not touch its embeddings."""
+    clean = engine.encode(given)
+    given.input_ids[given.attention_mask == 0] = 77
+    given.position_ids[:, given.attention_mask == 0] = 9
+    for number, real in enumerate(given.n_patches):
+        given.patches[number, real:] = 200
+        given.patch_positions[number, real:] = 3
+    np.testing.assert_allclose(engine.encode(given), clean, atol=1e-6)

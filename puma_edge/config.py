@@ -7,6 +7,8 @@ from enum import Enum
 
 SAMPLE = "sample"
 SHAPE_PREFIX = "shape:"
+# PUMA's weights of stage 1: of InfoNCE, and of the two squared errors.
+LABELS_WEIGHT, STATES_WEIGHT = 0.9, 0.1 * 0.05
 
 
 class Ranges(str, Enum):
@@ -53,8 +55,8 @@ class StageConfig:
     lora_r: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.05
-    labels: float = 0.9
-    states: float = 0.1 * 0.05
+    labels: float = LABELS_WEIGHT
+    states: float = STATES_WEIGHT
     text_only: bool = True
     decay: float = 0.5
 

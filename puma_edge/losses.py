@@ -10,9 +10,10 @@ from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 
+from puma_edge.config import LABELS_WEIGHT, STATES_WEIGHT
+
 TAU = 0.05  # stage 1
 TAU_NORM = 0.03  # stage 2, other modalities, and the start of the harder one's schedule
-LABELS_WEIGHT, STATES_WEIGHT = 0.9, 0.1 * 0.05
 
 
 def info_nce(

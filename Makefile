@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch (the largest download, some minutes) ..."
 	@$(PIP) torch==2.13.0
 	@echo "Installing PUMA-Edge and what it needs ..."
-	@$(PIP) -e '.[cpu,export,fast,hnsw,plot,qdrant,dev]'
+	@$(PIP) -e '.[cpu,export,fast,hnsw,openvino,plot,qdrant,trt-rtx,dev]'
 	@touch $@
 
 demo: $(READY) ## Run the whole path on the sample data, anew, in demo/

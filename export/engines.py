@@ -90,13 +90,30 @@ def vision_profiles(spec: InputSpec, images: int = 8) -> list[Profile]:
     )
 
     def shapes(count: int, patches: int) -> dict[str, Shape]:
-        return {
-            "patches": (count, patches, -1),
-            "patch_positions": (count, patches, -1),
+        flat = (count, patches)
+        found: dict[str, Shape] = {
+            "patches": (*flat, -1),
+            "patch_positions": (*flat, -1),
             "n_patches": (count,),
         }
+        if spec.tower.window:
+            windows = count * most_windows(patches, spec.tower.window, limits.merge_size)
+            found |= {"window_patches": (windows, -1), "window_lengths": (windows,)}
+            found["patch_places"] = flat
+        if spec.tower.grid:
+            found |= {"grid_index": (*flat, -1), "grid_weights": (*flat, -1)}
+        return found
 
     return [Profile(shapes(1, merged), shapes(1, least), shapes(images, most))]
+
+
+def most_windows(patches: int, edge: int, merge_size: int) -> int:
+    """Windows of `edge` patches a side that an image of at most so many patches can have.
+
+    Flat images have the most: their windows are cut off at the lower edge.
+    """
+    rows = range(merge_size, patches // merge_size + 1, merge_size)
+    return max(-(-high // edge) * -(-(patches // high) // edge) for high in rows)
 
 
 def profiles_of(bundle: Bundle, part: str) -> list[Profile]:
@@ -147,8 +164,8 @@ def _profile(
         value = network.get_input(number)
         if value.name not in profile.usual:
             raise PumaError(
-                f"no TensorRT engine is built of a graph that takes {value.name}: that is a "
-                "Qwen2.5-VL's or a Qwen3-VL's vision tower; take --runtime ort"
+                f"no TensorRT engine is built of a graph that takes {value.name}, for which there "
+                "is no profile; take --runtime ort"
             )
         shapes = [
             tuple(

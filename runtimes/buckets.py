@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from puma_edge.errors import PumaError
+from puma_edge.feeds import Feeds
 from puma_edge.inputs import Batch, Int64
 
 
@@ -194,3 +195,21 @@ def pad(batch: Batch, bucket: Bucket, merged: int) -> Batch:
         n_patches=np.pad(batch.n_patches, vision[0], constant_values=merged),
         image_sizes=(*batch.image_sizes, *[(0, 0)] * (bucket.images - images)),
     )
+
+
+def pad_windows(feeds: Feeds, most: int) -> Feeds:
+    """What the vision engine is fed, with empty windows behind a Qwen2.5-VL's own.
+
+    How many windows images have depends on their sides too, not on their patches alone.
+
+    Args:
+        feeds: of `puma_edge.feeds.vision_feeds`.
+        most: windows that the engine's profile has room for.
+    """
+    windows = len(feeds["window_patches"])
+    more = min(-(-windows // 16) * 16, most) - windows
+    return feeds | {
+        "window_patches": np.pad(feeds["window_patches"], ((0, more), (0, 0))),
+        # One place is taken, so that softmax has something to add up.
+        "window_lengths": np.pad(feeds["window_lengths"], (0, more), constant_values=1),
+    }

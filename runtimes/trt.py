@@ -12,7 +12,7 @@ from puma_edge.bundle import Bundle, Precision
 from puma_edge.errors import require
 from puma_edge.feeds import text_feeds, vision_feeds
 from puma_edge.inputs import Batch, Float32
-from puma_edge.runtimes.buckets import Room, bucket_of, pad, split, take
+from puma_edge.runtimes.buckets import Room, bucket_of, pad, pad_windows, split, take
 from puma_edge.runtimes.cuda import Buffer, Device, Stream, open_cuda, this_device
 from puma_edge.runtimes.nvidia import Cuda, TensorRT
 from puma_edge.runtimes.plans import best_precision, find_plan
@@ -112,7 +112,10 @@ class TrtEncoder:
         rows, tokens = 0, self._nothing
         if bucket.images:
             # What it gives stays on the GPU, and is the text engine's input where it lies.
-            self._vision.run(vision_feeds(padded), 0, fetch=False)
+            seen = vision_feeds(padded)
+            if batch.tower.window:
+                seen = pad_windows(seen, self._vision.rooms("window_patches")[0].count)
+            self._vision.run(seen, 0, fetch=False)
             rows, tokens = bucket.images * (bucket.patches // self._merged), self._vision.output
         feeds = text_feeds(padded, np.zeros((0, 0), np.float32))
         del feeds["image_tokens"]

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3VLModel
 
 from puma_edge.backbones import Family, Model, backbone_of, tower_of
+from puma_edge.bundle import Bundle
 from puma_edge.images import PixelLimits
 from puma_edge.inputs import Batch, Encoded, collate
 from puma_edge.spellings import rope_settings
 from puma_edge.tower import Tower
-from tests.models import IMAGE_PAD, PAD, VOCABULARY, fill, item, tiny_model
+from tests.models import IMAGE_PAD, PAD, VOCABULARY, bundle_of, fill, item, tiny_model
 
 LAYERS = 5
 # Patches of images: smaller than a window, one window, several, with narrow ones at the edges.
@@ -123,3 +125,9 @@ def small(family: Family) -> Small:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     export_graphs(model, folder)
     return Small(model, tower_of(model.config), limits, items, folder)
+
+
+def small_bundle(family: Family, folder: Path, tokenizer: Tokenizer) -> Bundle:
+    """Its graphs in fp32 and fp16, sealed."""
+    made = small(family)
+    return bundle_of(made.folder, folder, tokenizer, made.limits, 64, made.tower)

@@ -20,6 +20,7 @@ from puma_edge.images import Patches, PixelLimits, normalize
 from puma_edge.inputs import Encoded, rope_positions
 from puma_edge.prompts import PromptFormat
 from puma_edge.spellings import rope_settings
+from puma_edge.tower import PLAIN, Tower
 
 LIMITS = PixelLimits()
 VOCABULARY, IMAGE_PAD, RET, PAD = 200, 190, 191, 0
@@ -163,15 +164,29 @@ def exported() -> Exported:
 
 def tiny_bundle(folder: Path, tokenizer: Tokenizer) -> Bundle:
     """The tiny graphs in fp32 and fp16, sealed; the tokenizer knows more than they do."""
+    return bundle_of(exported().folder, folder, tokenizer, LIMITS, 128)
+
+
+def bundle_of(
+    graphs: Path,
+    folder: Path,
+    tokenizer: Tokenizer,
+    limits: PixelLimits,
+    dimension: int,
+    tower: Tower = PLAIN,
+) -> Bundle:
+    """A bundle of three-layer fp32 graphs, and of what they are in fp16."""
     from puma_edge.export.precision import to_fp16
 
     parts = ("vision", "text")
     for part in parts:
-        shutil.copy(exported().folder / f"{part}.fp32.onnx", folder)
+        shutil.copy(graphs / f"{part}.fp32.onnx", folder)
         to_fp16(folder / f"{part}.fp32.onnx", folder / f"{part}.fp16.onnx")
     tokenizer.save(str(folder / TOKENIZER))
-    graphs = {name: {part: f"{part}.{name}.onnx" for part in parts} for name in ("fp32", "fp16")}
+    files = {name: {part: f"{part}.{name}.onnx" for part in parts} for name in ("fp32", "fp16")}
     manifest = Manifest(
-        "id", "base", "merged", (0, 1, 2), 3, 128, LIMITS, PromptFormat(), graphs=graphs
+        *("id", "base", "merged", (0, 1, 2), 3, dimension, limits, PromptFormat()),
+        tower=tower,
+        graphs=files,
     )
     return Bundle(folder, seal(folder, manifest))

@@ -202,6 +202,8 @@ def small_profiles(bundle: Bundle, part: str) -> list[Profile]:
 
 
 def _fewer(name: str, shape: tuple[int, ...], count: int) -> tuple[int, ...]:
+    if name in ("window_patches", "window_lengths"):
+        return shape
     if name == "position_ids":
         return (shape[0], count, *shape[2:])
     return shape if name == "image_tokens" else (count, *shape[1:])

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
+from puma_edge.backbones import Family
 from puma_edge.bundle import Bundle, Precision, sha256
+from puma_edge.calibration.calibrate import calibrate
+from puma_edge.calibration.qdq import Form
+from puma_edge.calibration.quantize import write_int8
 from puma_edge.errors import PumaError
-from puma_edge.export.engines import build_plan, build_with, profiles_of
+from puma_edge.export.engines import build_plan, build_with, most_windows, profiles_of
+from puma_edge.export.precision import to_fp16
 from puma_edge.runtimes.cuda import Device
 from puma_edge.runtimes.plans import plan_file
+from tests.commands import puma
+from tests.families import small, small_bundle
 
 DEVICE = Device("NVIDIA Jetson Orin (8 GB)", "87", "10.3.0")
 
@@ -43,12 +53,28 @@ def test_profiles_hold_every_item(sample_bundle: Path) -> None:
     assert everything.largest["image_tokens"][0] >= tokens
 
 
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5))
+def test_no_image_has_more_windows_than_its_profile(high: int, wide: int, edge: int) -> None:
+    rows, columns, edge = 2 * high, 2 * wide, 2 * edge
+    windows = -(-rows // edge) * -(-columns // edge)
+    assert windows <= most_windows(rows * columns, edge, 2)
+    assert windows <= most_windows(rows * columns + 4, edge, 2)
+
+
+def test_the_most_windows_are_reached() -> None:
+    # 16 patches in windows of 4 x 4: one as a square, two as a strip of 2 x 8.
+    assert [most_windows(patches, 4, 2) for patches in (4, 16, 64, 4096)] == [1, 2, 8, 512]
+
+
+# What RTX no longer needs, TensorRT does.
+pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
+
+
 @pytest.fixture(scope="module")
 def rtx() -> Any:
     return pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
 
 
-@pytest.mark.extra
 def test_every_precision_builds(rtx: Any, sample_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(sample_bundle, tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
@@ -68,10 +94,46 @@ def test_every_precision_builds(rtx: Any, sample_bundle: Path, tmp_path: Path) -
     assert Bundle.open(tmp_path / "bundle").manifest == bundle.manifest
 
 
-@pytest.mark.extra
+@pytest.mark.parametrize("family", [Family.QWEN2_5_VL, Family.QWEN3_VL])
+def test_other_families_build(
+    rtx: Any, family: Family, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    bundle = small_bundle(family, tmp_path, tokenizer)
+    assert len(build_with(rtx, bundle, DEVICE, [Precision.FP32, Precision.FP16])) == 4
+    write_int8(tmp_path, calibrate(tmp_path, [small(family).batch(1, 2, 3)]), tmp_path, Form.TRT)
+    for part in ("vision", "text"):
+        path = tmp_path / f"{part}.int8-trt.onnx"
+        to_fp16(path, path)
+        assert build_plan(rtx, path, profiles_of(bundle, part)).plan
+
+
+def test_an_input_without_a_profile_is_named(rtx: Any, sample_bundle: Path) -> None:
+    bundle = Bundle.open(sample_bundle)
+    graph = bundle.graph(Precision.FP32, "vision")
+    with pytest.raises(PumaError, match="takes patches, for which there is no profile"):
+        build_plan(rtx, graph, profiles_of(bundle, "text"))
+
+
 def test_the_cpus_form_is_refused_in_one_line(rtx: Any, sample_bundle: Path) -> None:
     bundle = Bundle.open(sample_bundle)
     graph = bundle.graph(Precision.INT8, "text")
     with pytest.raises(PumaError, match=r"cannot parse .*zero point") as caught:
         build_plan(rtx, graph, profiles_of(bundle, "text"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.extra
+def test_the_real_shape_builds(rtx: Any, tmp_path: Path) -> None:
+    """12 of Qwen2-VL-2B's 28 layers: about 20 GB of disk, 12 GB of memory and a quarter hour."""
+    shape = ("shape:qwen2-vl-2b", "--keep-layers", "12", "--max-pixels", "50176")
+    wanted = ("--fp16", "--int8-trt", "--gate", "report", "--calibration-items", "16")
+    done = puma("export", "--model", *shape, *wanted, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle.open(tmp_path / "bundle")
+    sizes = {path.name.split(".0.")[1]: path.stat().st_size for path in
+             build_with(rtx, bundle, DEVICE)}  # fmt: skip
+    assert len(sizes) == 6
+    for part in ("vision", "text"):
+        whole, half, eighth = (sizes[f"{part}.{one}.plan"] for one in ("fp32", "fp16", "int8-trt"))
+        assert half < 0.6 * whole
+        assert eighth < 0.6 * half

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from puma_edge.backbones import Family
 from puma_edge.bundle import Bundle, Precision
 from puma_edge.errors import MissingExtraError, PumaError
 from puma_edge.retrieval import cosines
@@ -18,6 +19,7 @@ from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.ort import OrtEncoder
 from puma_edge.runtimes.trt import Gpu, TrtEncoder
 from puma_edge.runtimes.trt_graph import GRAPHS
+from tests.families import small, small_bundle
 from tests.graphs import batch_of, chosen, encoder
 from tests.models import item, tiny_bundle
 from tests.pretend_cuda import PretendCuda
@@ -80,6 +82,17 @@ def test_what_is_copied_and_captured_gives_the_same_embeddings(
     queued = cuda.queued
     found.encode(batch_of(everything))
     assert cuda.queued == queued  # nothing but graphs
+
+
+@pytest.mark.parametrize("family", [Family.QWEN2_5_VL, Family.QWEN3_VL])
+def test_towers_that_take_more(family: Family, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Windows and learned positions are padded to the engine's shapes as well."""
+    found, plain = encoders(small_bundle(family, tmp_path, tokenizer), Precision.FP32, pretend())
+    made = small(family)
+    for _ in range(3):
+        for numbers in ((0, 1, 2, 3), (4,), (2, 2), (3, 4, 1), (4, 4), (0, 3)):
+            batch = made.batch(*numbers)
+            assert cosines(found.encode(batch), plain.encode(batch)).min() > 0.99999
 
 
 def test_graphs_are_bounded_and_rebuilt(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 
-def puma(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `puma-edge` in a folder."""
+def puma(
+    *arguments: str, cwd: Path, timeout: int = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `puma-edge` in a folder, for at most `timeout` seconds."""
     return subprocess.run(
         [sys.executable, "-m", "puma_edge", *arguments],
         cwd=cwd,
@@ -17,7 +19,7 @@ def puma(*arguments: str, cwd: Path, **environment: str) -> subprocess.Completed
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=timeout,
     )
 
 

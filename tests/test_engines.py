@@ -127,7 +127,7 @@ def test_the_real_shape_builds(rtx: Any, tmp_path: Path) -> None:
     """12 of Qwen2-VL-2B's 28 layers: about 20 GB of disk, 12 GB of memory and a quarter hour."""
     shape = ("shape:qwen2-vl-2b", "--keep-layers", "12", "--max-pixels", "50176")
     wanted = ("--fp16", "--int8-trt", "--gate", "report", "--calibration-items", "16")
-    done = puma("export", "--model", *shape, *wanted, cwd=tmp_path)
+    done = puma("export", "--model", *shape, *wanted, cwd=tmp_path, timeout=3600)
     assert done.returncode == 0, done.stderr
     bundle = Bundle.open(tmp_path / "bundle")
     sizes = {path.name.split(".0.")[1]: path.stat().st_size for path in

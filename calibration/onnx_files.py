@@ -31,6 +31,9 @@ def save_model(model: ir.Model, path: Path) -> None:
         old.unlink(missing_ok=True)
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
+    if size <= INLINE_BYTES:
+        # What nothing changed still lies in the file of the model that was read.
+        ir.external_data.load_to_model(model)
     ir.save(model, path, external_data=data.name if size > INLINE_BYTES else None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import onnx
 import pytest
 from transformers import Qwen2VLModel
 
-from puma_edge.calibration.calibrate import Calibration, QuantSettings, RowScales, smoothing
+from puma_edge.calibration.calibrate import (
+    Calibration,
+    QuantSettings,
+    RowScales,
+    calibrate,
+    smoothing,
+)
 from puma_edge.calibration.onnx_files import load_model, weight_of
 from puma_edge.calibration.qdq import Activation, Form
 from puma_edge.calibration.quantize import quantize_bundle_graphs, write_int8
@@ -153,6 +160,35 @@ def test_external_weights(
     found, expected = encoder(tmp_path, "int8").encode(batch), encoder(folder, "int8").encode(batch)
     np.testing.assert_array_equal(found, expected)
     assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_a_small_graph_keeps_nothing_in_the_large_ones_file(
+    folder: Path, report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At real sizes the fp32 weights are external, INT8 fits in one file: that must stand alone."""
+    from puma_edge.calibration.onnx_files import load_model, save_model
+
+    single, mixed, alone = (tmp_path / name for name in ("single", "mixed", "alone"))
+    for one in (single, mixed, alone):
+        one.mkdir()
+    with monkeypatch.context() as small:
+        small.setattr("puma_edge.calibration.onnx_files.INLINE_BYTES", 1000)
+        for part in ("vision", "text"):
+            save_model(load_model(folder / f"{part}.fp32.onnx"), single / f"{part}.fp32.onnx")
+    assert len(list(single.iterdir())) == 4
+    given = batches(some(24, 1000))
+    quantize_bundle_graphs(single, given, alone)
+    write_int8(single, calibrate(single, given), mixed, Form.TRT)
+    for part in ("vision", "text"):
+        to_fp16(mixed / f"{part}.int8-trt.onnx", alone / f"{part}.int8-trt.onnx")
+        to_fp16(single / f"{part}.fp32.onnx", alone / f"{part}.fp16.onnx")
+    shutil.rmtree(single)
+    shutil.rmtree(mixed)
+    batch = batches(some(4, 77))[0]
+    expected = encoder(folder, "int8").encode(batch)
+    np.testing.assert_array_equal(encoder(alone, "int8").encode(batch), expected)
+    for precision in ("int8-trt", "fp16"):
+        assert cosines(encoder(alone, precision).encode(batch), expected).min() > 0.95
 
 
 def test_readings_are_items_alone(folder: Path) -> None:

@@ -30,6 +30,7 @@ from puma_edge.folders import replace_folder
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.model import Checkpoint, choose_layers, load, prune
 from puma_edge.run_folder import open_run
+from puma_edge.runtimes.files import write_bytes
 from puma_edge.sample import recipe_file
 from puma_edge.settings_file import read_config
 from puma_edge.torch_encoder import TorchEncoder
@@ -180,7 +181,7 @@ class Proof:
         hits = {score.task: score.recall.astype(int).tolist() for score in rank(split)}
         short = mean(by_task(rank(split, dimension=checkpoint.dimension // SHORT)))
         row = {"layers": layers, "arm": arm, "seed": seed, "hits": hits, "short": short}
-        self._path(layers, arm, seed).write_text(json.dumps(row) + "\n", encoding="utf-8")
+        write_bytes(self._path(layers, arm, seed), (json.dumps(row) + "\n").encode())
 
     def _path(self, layers: int, arm: str, seed: int) -> Path:
         name = arm.lower().replace(", ", "-").replace(" ", "-")

@@ -14,7 +14,7 @@ from puma_edge.config import SAMPLE, ExportConfig, Gate, Ranges, TrainConfig
 from puma_edge.errors import MissingExtraError, UsageError, require
 from puma_edge.layer_choice import parse_layers
 from puma_edge.ranks import rank
-from puma_edge.settings_file import read_config
+from puma_edge.settings_file import read_config, read_table
 
 
 def train(
@@ -50,13 +50,15 @@ def train(
     from puma_edge.sample import recipe_file
     from puma_edge.train import train as run
 
-    is_sample = model in (None, SAMPLE) and data in (None, SAMPLE)
-    if config is None and is_sample and not Path("puma-edge.toml").is_file():
-        config = recipe_file()
+    named = read_table("train", config)
+    sources = (model or named.get("model", SAMPLE), data or named.get("data", SAMPLE))
+    # On the sample the recipe's settings hold where nothing else is said: it takes minutes.
+    of_sample = config is None and sources == (SAMPLE, SAMPLE)
     settings = read_config(
         "train",
         TrainConfig,
         config,
+        read_config("train", TrainConfig, recipe_file()) if of_sample else None,
         model=model,
         data=data,
         out=out,

@@ -20,6 +20,14 @@ class Ranges(str, Enum):
     MSE = "mse"  # least mean square error
 
 
+class Weights(str, Enum):
+    """In which type a model's weights are held while it is trained; adapters are float32."""
+
+    AUTO = "auto"  # bfloat16 on a GPU, which computes in it, float32 elsewhere
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class Gate(str, Enum):
     """What a failed parity check does."""
 
@@ -34,7 +42,7 @@ class StageConfig:
     Attributes:
         batch: global batch size, in pairs.
         epochs: passes over the data; 0 leaves the stage out.
-        max_steps: optimiser steps at most, 0 for no limit.
+        max_steps: optimiser steps, in the place of epochs; 0 for as many as those take.
         lr: peak learning rate.
         first_layer_lr: that of decoder layer 0, 0 for the same.
         lora_r: rank.
@@ -79,6 +87,7 @@ class TrainConfig:
         save_steps: steps between two checkpoints, from which a killed run goes on.
         seed: of everything that is drawn.
         threads: CPU threads, 0 for PyTorch's own choice.
+        weights: in which type the frozen weights are held.
         matryoshka: shorter embeddings that stage 2 trains too, as their dimensions (Kusupati et
             al., 2022); PUMA trains none.
         report_to: where transformers' Trainer reports besides, such as "tensorboard"; empty for
@@ -102,6 +111,7 @@ class TrainConfig:
     save_steps: int = 50
     seed: int = 0
     threads: int = 0
+    weights: Weights = Weights.AUTO
     matryoshka: tuple[int, ...] = ()
     report_to: str = ""
     evaluate: bool = True

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from puma_edge.errors import PumaError
+from puma_edge.errors import InputError, PumaError
 from puma_edge.images import Patches, decode, patchify
 from puma_edge.inputs import Encoded, InputSpec
 from puma_edge.prompts import Modality
@@ -81,7 +81,7 @@ class Dataset:
         folder: where it lies.
         examples: split -> queries of all tasks.
         pools: task -> ids of every candidate of its local pool.
-        candidates: id -> candidate.
+        candidates: id -> candidate, of all pools, and of training queries' answers.
         instructions: (query modality, candidate modality, data set) -> prompts.
         local_pools: (task, data set's name, split) -> ids of that file's candidates; the split is
             empty for a pool that serves all.
@@ -147,7 +147,39 @@ def load_dataset(folder: Path) -> Dataset:
             f"{folder} holds no M-BEIR data; expected query/<split>/*_task<n>_*.jsonl and "
             "cand_pool/local/*_task<n>_cand_pool.jsonl"
         )
-    return Dataset(folder, examples, pools, candidates, _instructions(folder), local_pools)
+    _add_training_answers(folder, examples["train"], candidates)
+    instructions = _instructions(folder)
+    for one in (one for split in SPLITS for one in examples[split]):
+        if not instructions.get(one.modalities):
+            asked, found, number = one.modalities
+            raise PumaError(
+                f"{folder}/instructions/query_instructions.tsv has no instruction from {asked} to "
+                f"{found} for data set {number} (query {one.qid}); add its line"
+            )
+    return Dataset(folder, examples, pools, candidates, instructions, local_pools)
+
+
+def _add_training_answers(
+    folder: Path, train: list[Example], candidates: dict[str, Source]
+) -> None:
+    """Find the training answers that no local pool has in M-BEIR's pool for training.
+
+    Raises:
+        PumaError: some are nowhere.
+    """
+    wanted = {did for one in train for did in one.positives} - candidates.keys()
+    for path in sorted((folder / "cand_pool" / "global").glob("*train_cand_pool.jsonl")):
+        for row in read_jsonl(path) if wanted else ():
+            if row.get("did") in wanted:
+                did = row["did"]
+                candidates[did] = _source(folder, row, "txt", "img_path", path)
+                wanted.discard(did)
+    if wanted:
+        raise PumaError(
+            f"{len(wanted)} answers of training queries are in no candidate pool of {folder} "
+            f"({min(wanted)}, ...); expected them in cand_pool/local/ or in "
+            "cand_pool/global/*train_cand_pool.jsonl"
+        )
 
 
 def _file_name(path: Path) -> tuple[str, int, str]:
@@ -235,7 +267,12 @@ class SourceEncoder:
     def _patches(self, path: Path) -> Patches:
         patches = self._known.get(path)
         if patches is None:
-            patches = patchify(decode(path), self._spec.limits)
+            try:
+                patches = patchify(decode(path), self._spec.limits)
+            except InputError as error:
+                raise InputError(
+                    f"{path}: {error}; repair it, or take its line out of the data"
+                ) from None
             if patches.pixels.nbytes <= self._room:
                 self._room -= patches.pixels.nbytes
                 self._known[path] = patches

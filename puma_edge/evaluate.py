@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from puma_edge.data import Dataset, Example, Source, SourceEncoder
 from puma_edge.inputs import Encoded, Float32, InputSpec
-from puma_edge.metrics import Pool, ndcg_at_k, recall_at_k
+from puma_edge.metrics import Pool, ndcg_of, recall_of, top_k
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.vectors import shorten
 
@@ -18,6 +18,7 @@ RECALL_AT = 5
 # M-BEIR judges the two fashion sets, whose answers have many look-alikes, by their first ten.
 WIDER = {"fashion200k": 10, "fashioniq": 10}
 BATCH = 64
+BLOCK = 256  # queries that are scored at once: against half a million candidates in half a GB
 
 Progress = Callable[[int, int], None]
 
@@ -123,7 +124,7 @@ def embed_split(
     examples = [one for one in data.examples[split] if one.task in data.pools]
     groups = sorted({(one.task, one.name) for one in examples})
     if pool is Pool.GLOBAL:
-        among = dict.fromkeys(groups, sorted(data.candidates))
+        among = dict.fromkeys(groups, sorted({did for pool in data.pools.values() for did in pool}))
     else:
         among = {group: list(data.local_pool(*group, split)) for group in groups}
     wanted = sorted({did for dids in among.values() for did in dids})
@@ -163,31 +164,21 @@ def rank(split: Embedded, *, k: int | None = None, dimension: int | None = None)
         asked = [
             row for row, one in enumerate(split.examples) if (one.task, one.name) == (task, name)
         ]
-        scores.append(
-            _score(
-                task,
-                name,
-                k or WIDER.get(name, RECALL_AT),
-                queries[asked] @ documents[[split.row_of[did] for did in places]].T,
-                [split.examples[row] for row in asked],
-                places,
-            )
+        looked_at = k or WIDER.get(name, RECALL_AT)
+        pool = documents[[split.row_of[did] for did in places]]
+        top = np.concatenate(
+            [
+                top_k(queries[asked[start : start + BLOCK]] @ pool.T, looked_at)
+                for start in range(0, len(asked), BLOCK)
+            ]
         )
+        place = {did: number for number, did in enumerate(places)}
+        relevant = [
+            [place[did] for did in split.examples[row].positives if did in place] for row in asked
+        ]
+        recall, ndcg = recall_of(top, relevant), ndcg_of(top, relevant, looked_at)
+        scores.append(Score(task, name, looked_at, recall, ndcg))
     return scores
-
-
-def _score(
-    task: int,
-    name: str,
-    k: int,
-    similarities: Float32,
-    examples: Sequence[Example],
-    pool: Sequence[str],
-) -> Score:
-    place = {did: number for number, did in enumerate(pool)}
-    relevant = [[place[did] for did in one.positives if did in place] for one in examples]
-    recall = recall_at_k(similarities, relevant, k)
-    return Score(task, name, k, recall, ndcg_at_k(similarities, relevant, k))
 
 
 def encode_all(

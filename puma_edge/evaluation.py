@@ -84,7 +84,6 @@ def _open_target(target: str, threads: int | None) -> tuple[Encoder, InputSpec]:
     from puma_edge.train import open_model
 
     checkpoint = open_model(target)
+    if torch.cuda.is_available():
+        torch.nn.Module.to(checkpoint.model, "cuda")
     return TorchEncoder(checkpoint.model), checkpoint.spec
-
-
-# What an installed ONNX Runtime may offer besides the CPU; others of its list run no model here.

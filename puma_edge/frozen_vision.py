@@ -44,7 +44,10 @@ class FrozenVision:
             places = list(missing.values())
             sizes = [batch.image_sizes[place] for place in places]
             # Ordinary tensors, also where an encoder asks: training cannot use inference tensors.
-            with torch.inference_mode(False), torch.no_grad():
+            # And the same tokens in training, whose autocast is not theirs, as before it.
+            device = next(model.parameters()).device
+            plain = torch.autocast(device.type, enabled=False)
+            with torch.inference_mode(False), torch.no_grad(), plain:
                 found = vision_tokens(model, [images[place] for place in places], sizes)
             for key, one in zip(missing, found, strict=True):
                 tokens[key] = one
@@ -56,4 +59,4 @@ class FrozenVision:
         size = tokens.nbytes
         if size <= self._room:
             self._room -= size
-            self._known[key] = tokens.cpu()
+            self._known[key] = tokens.to("cpu", copy=True)  # no view of the whole batch's

@@ -8,7 +8,7 @@ batch; the price is a second forward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,8 @@ def cached_backward(
     parts: Sequence[Batch],
     states_of: Callable[[Batch], Tensor],
     loss_of: Callable[[Sequence[Tensor]], Tensor],
-    backward: Callable[[Tensor, bool], None],
+    backward: Callable[[Tensor], None],
+    before_last: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Tensor:
     """Accumulate the gradients of `loss_of` over all parts in the parameters of `states_of`.
 
@@ -50,7 +51,8 @@ def cached_backward(
         parts: what fits in memory one at a time.
         states_of: the states [B, d] of one part.
         loss_of: the loss of the states of all parts.
-        backward: carries a scalar back; told whether it is the last.
+        backward: carries a scalar back.
+        before_last: entered around the second run of every part but the last.
 
     Returns:
         the loss, detached.
@@ -65,9 +67,10 @@ def cached_backward(
         leaf.requires_grad_()
     loss = loss_of(leaves)
     torch.autograd.backward(loss)
-    for place, (part, leaf) in enumerate(zip(parts, leaves, strict=True), start=1):
+    for place, (part, leaf) in enumerate(zip(parts, leaves, strict=True)):
         assert leaf.grad is not None
-        with before[place - 1].again():
+        last = place == len(parts) - 1
+        with before[place].again(), nullcontext() if last else before_last():
             # The derivative of this sum by the states is the gradient they had.
-            backward((states_of(part) * leaf.grad).sum(), place == len(parts))
+            backward((states_of(part) * leaf.grad).sum())
     return loss.detach()

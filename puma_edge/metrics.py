@@ -29,7 +29,11 @@ def recall_at_k(
     Returns:
         [queries], 0 or 1.
     """
-    top = top_k(scores, k)
+    return recall_of(top_k(scores, k), relevant)
+
+
+def recall_of(top: NDArray[np.int64], relevant: Sequence[Collection[int]]) -> NDArray[np.float32]:
+    """`recall_at_k` of hits [queries, k] that were found already."""
     return np.asarray(
         [bool(set(row.tolist()) & set(right)) for row, right in zip(top, relevant, strict=True)],
         np.float32,
@@ -44,9 +48,16 @@ def ndcg_at_k(
     Sum of 1 / log2(rank + 1) over the relevant among the first k, over what the best order gives
     (Järvelin and Kekäläinen, 2002). Arguments as in `recall_at_k`; [queries], 0 to 1.
     """
+    return ndcg_of(top_k(scores, k), relevant, k)
+
+
+def ndcg_of(
+    top: NDArray[np.int64], relevant: Sequence[Collection[int]], k: int
+) -> NDArray[np.float32]:
+    """`ndcg_at_k` of hits [queries, min(k, candidates)] that were found already."""
     gains = 1 / np.log2(np.arange(2, k + 2))
     rows = []
-    for row, right in zip(top_k(scores, k), relevant, strict=True):
+    for row, right in zip(top, relevant, strict=True):
         found = gains[: len(row)][np.isin(row, list(right))].sum()
         best = gains[: min(k, len(set(right)))].sum()
         rows.append(found / best if best else 0.0)
@@ -92,12 +103,16 @@ def _shared(first: NDArray[np.float32], second: NDArray[np.float32], k: int) -> 
 
 
 def bootstrap(
-    groups: Sequence[NDArray[np.float32]], seed: int = 0, draws: int = 2000
+    groups: Sequence[NDArray[np.float32]],
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    draws: int = 2000,
 ) -> tuple[float, float]:
-    """A 95% interval of the mean of the groups' means, by drawing each group's queries anew.
+    """A 95% interval of a mean of the groups' means, by drawing each group's queries anew.
 
     Args:
-        groups: values per query, one array per task.
+        groups: values per query, one array per task and data set.
+        weights: of the groups, with 1 as their sum; all alike by default.
         seed: of the draws.
         draws: how many.
 
@@ -106,13 +121,25 @@ def bootstrap(
     """
     random = np.random.default_rng(seed)
     means = np.zeros(draws)
-    for values in groups:
+    for values, weight in zip(groups, weights or [1 / len(groups)] * len(groups), strict=True):
         chosen = random.integers(0, len(values), (draws, len(values)))
-        means += values[chosen].mean(axis=1) / len(groups)
+        means += weight * values[chosen].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
 def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Indices [queries, min(k, candidates)] of the largest scores, best first, ties by index."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    if not 0 < k < scores.shape[1]:
+        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.array([_first(-row, k) for row in scores], np.int64).reshape(len(scores), k)
+
+
+def _first(row: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The k smallest values' places, the smallest first; nothing but they is ever sorted."""
+    last = np.partition(row, k - 1)[k - 1]
+    if np.isnan(last):
+        return np.argsort(row, kind="stable")[:k]
+    better = np.flatnonzero(row < last)
+    chosen = np.sort(np.concatenate([better, np.flatnonzero(row == last)[: k - len(better)]]))
+    return chosen[np.argsort(row[chosen], kind="stable")]

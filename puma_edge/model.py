@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -136,6 +138,15 @@ def _load_tokenizer(name: str) -> Tokenizer:
     return Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
 
 
+@contextmanager
+def weights_errors() -> Iterator[None]:
+    """A full disk as the system's error: safetensors tells of it in a type of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
 def save(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a checkpoint that `load` and plain transformers open (safetensors)."""
     model = checkpoint.model
@@ -145,7 +156,8 @@ def save(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None)
         name: tensor.detach().to(dtype or tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    model.save_pretrained(folder, state_dict=state)
+    with weights_errors():
+        model.save_pretrained(folder, state_dict=state)
     PreTrainedTokenizerFast(
         tokenizer_object=checkpoint.tokenizer, pad_token=PAD, padding_side="right"
     ).save_pretrained(folder)

@@ -46,14 +46,15 @@ def show_scores(rows: Mapping[str, Sequence[Score]], as_json: bool) -> None:
 
 
 def _scores(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, Any]:
-    import numpy as np
-
     from puma_edge.evaluate import by_task
     from puma_edge.metrics import bootstrap
 
+    tasks = [one.task for one in scores]
+    # As in the mean, all tasks weigh alike, and so do the data sets of each.
+    weights = [1 / len(set(tasks)) / tasks.count(task) for task in tasks]
     told: dict[str, Any] = {
         "mean": _mean(by_task(scores)),
-        "interval": bootstrap([one.recall for one in scores]),
+        "interval": bootstrap([one.recall for one in scores], weights),
         "rows": [
             {
                 "task": one.task,
@@ -70,8 +71,8 @@ def _scores(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, Any]:
     if scores is not first:
         # Query by query: what both find hard is no difference between them.
         changes = [one.recall - base.recall for one, base in zip(scores, first, strict=True)]
-        told["difference"] = float(np.mean([change.mean() for change in changes]))
-        told["difference_interval"] = bootstrap(changes)
+        told["difference"] = told["mean"] - _mean(by_task(first))
+        told["difference_interval"] = bootstrap(changes, weights)
     return told
 
 

@@ -28,13 +28,16 @@ TABLES = (
 T = TypeVar("T")
 
 
-def read_config(table: str, cls: type[T], path: Path | None = None, /, **given: Any) -> T:
+def read_config(
+    table: str, cls: type[T], path: Path | None = None, default: T | None = None, /, **given: Any
+) -> T:
     """Settings of one command: the defaults, then the file's table, then what was given.
 
     Args:
         table: the command's name, a table of the file.
         cls: its dataclass.
         path: the file; by default `puma-edge.toml` if it is there.
+        default: what holds where neither says anything; the class's own defaults if it is None.
         given: values from the command line; None means not given.
 
     Raises:
@@ -42,7 +45,7 @@ def read_config(table: str, cls: type[T], path: Path | None = None, /, **given: 
     """
     values = read_table(table, path)
     values |= {name: value for name, value in given.items() if value is not None}
-    return _build(cls, values, f"[{table}]", cls())
+    return _build(cls, values, f"[{table}]", default or cls())
 
 
 def read_table(table: str, path: Path | None = None) -> dict[str, Any]:

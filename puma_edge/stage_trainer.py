@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -105,16 +105,13 @@ class StageTrainer(Trainer):
             return whole
         model.train()
 
-        def backward(loss: Tensor, last: bool) -> None:
-            # Ranks exchange gradients once, when all parts have been added up.
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                self.accelerator.backward(loss)
-
         return cached_backward(
             batch.parts,
             lambda part: model(part)[0],
             lambda states: self._loss(batch, states),
-            backward,
+            self.accelerator.backward,
+            # Ranks exchange gradients once, when all parts have been added up.
+            before_last=lambda: self.accelerator.no_sync(model),
         )
 
     def _loss(self, batch: PairBatch, states: Sequence[Tensor]) -> Tensor:
@@ -176,7 +173,8 @@ class CompleteMark(TrainerCallback):
     """Marks a checkpoint once all its files are written: a kill may come between two of them."""
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Mark the checkpoint of this step."""
+        """Mark the checkpoint of this step, to which every rank has written its part."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"{CHECKPOINT}{state.global_step}" / COMPLETE).touch()
 
@@ -194,6 +192,16 @@ class StageProgress(TrainerCallback):
     def __init__(self, title: str, batch: int) -> None:
         """Name the stage, and say how many pairs a step takes."""
         self._title, self._batch = title, batch
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> StageProgress:
+        """The callback itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the bar, however training ended."""
+        if self._progress is not None:
+            self._progress.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Open the bar."""
@@ -208,10 +216,9 @@ class StageProgress(TrainerCallback):
                 note += f" tau {logs['tau_hard']:.3f}/{logs['tau_norm']:.3f}"
             pairs = self._batch * (state.global_step - self._first)
             note += f" {pairs / (time.monotonic() - self._start):.0f} pairs/s"
-            self._progress.update(state.global_step, note)
-            if not math.isfinite(logs["loss"]):
-                raise PumaError(f"the loss is {logs['loss']} at step {state.global_step}; lower lr")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Close the bar."""
-        self._progress.close()
+            if self._progress is not None:
+                self._progress.update(state.global_step, note)
+            # Told before a checkpoint of this step would be written.
+            for name, value in (("loss", logs["loss"]), ("gradient", logs.get("grad_norm", 0.0))):
+                if not math.isfinite(value):
+                    raise PumaError(f"the {name} is {value} at step {state.global_step}; lower lr")

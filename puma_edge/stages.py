@@ -14,12 +14,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset
-from puma_edge.errors import UsageError
+from puma_edge.errors import UsageError, require
 from puma_edge.frozen_vision import FrozenVision
-from puma_edge.model import Checkpoint
+from puma_edge.model import Checkpoint, weights_errors
 from puma_edge.pair_batches import Collator
 from puma_edge.pairs import Pairs
 from puma_edge.ranks import ranks
+from puma_edge.runtimes.files import disk_errors
 from puma_edge.stage_trainer import (
     CompleteMark,
     StageProgress,
@@ -77,6 +78,7 @@ def run_stage(
         # transformers 5 renames arguments that 4.57 still needs.
         warnings.simplefilter("ignore", FutureWarning)
         peft = add_lora(checkpoint, stage, config.seed)
+        progress = StageProgress(title, stage.batch)
         if torch.cuda.is_available():
             peft.gradient_checkpointing_enable({"use_reentrant": False})
         trainer = StageTrainer(
@@ -86,13 +88,15 @@ def run_stage(
             args=_arguments(len(pairs), stage, out, config),
             train_dataset=pairs,
             data_collator=Collator(checkpoint, data, part=config.device_batch, teacher=teacher),
-            callbacks=[StageProgress(title, stage.batch), CompleteMark()],
+            callbacks=[progress, CompleteMark()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        trainer.train(resume_from_checkpoint=last_checkpoint(out))
+        with progress:
+            trainer.train(resume_from_checkpoint=last_checkpoint(out))
     if trainer.is_world_process_zero():
-        peft.save_pretrained(str(out))
+        with disk_errors(out), weights_errors():
+            peft.save_pretrained(str(out))
         log = [row for row in trainer.state.log_history if "loss" in row]
         (out / "log.json").write_text(json.dumps(log) + "\n", encoding="utf-8")
     return peft
@@ -100,13 +104,15 @@ def run_stage(
 
 def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
+    if config.report_to:
+        require(config.report_to, "train")
     if stage.batch % ranks():
         raise UsageError(f"a batch of {stage.batch} cannot be shared by {ranks()} ranks alike")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(out),
         per_device_train_batch_size=stage.batch // ranks(),
         num_train_epochs=stage.epochs,
-        max_steps=stage.max_steps or -1,
+        max_steps=total_steps(pairs, stage),
         learning_rate=stage.lr,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(WARM_UP * total_steps(pairs, stage)),
@@ -116,6 +122,7 @@ def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show a loss that is no number as 0
         save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=2,  # the last may be half written when a run is killed
@@ -125,9 +132,12 @@ def _arguments(pairs: int, stage: StageConfig, out: Path, config: TrainConfig) -
         dataloader_drop_last=pairs >= stage.batch,
         disable_tqdm=True,
     )
+    # Without torchrun, Trainer would split batches over all GPUs it sees (DataParallel), whose
+    # copies of the model have no parameters.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def total_steps(pairs: int, stage: StageConfig) -> int:
     """Optimiser steps of a stage."""
-    steps = math.ceil(stage.epochs * max(1, pairs // stage.batch))
-    return min(steps, stage.max_steps) if stage.max_steps else steps
+    return stage.max_steps or math.ceil(stage.epochs * max(1, pairs // stage.batch))

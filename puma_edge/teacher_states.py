@@ -1,12 +1,13 @@
 """The teacher's states at `[RET]`, computed once and kept on disk.
 
 The teacher is frozen, so what it says of a text or a picture never changes: stage 1 needs none of
-its layers while it trains, and the next run on the same data needs no teacher at all.
+its layers while it trains, and the next run on the same data computes none of them again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from puma_edge.data import Dataset, Source, SourceEncoder
+from puma_edge.errors import InputError
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.identity import model_id
 from puma_edge.inputs import Batch, Float32
@@ -100,12 +102,23 @@ def teacher_states(
 
 
 def _key(teacher: Checkpoint, sources: list[tuple[Source, str | None]]) -> str:
-    digest = hashlib.sha256(model_id(teacher).encode())
+    # The identity is the same in every precision, the states are not.
+    dtype = next(iter(teacher.model.parameters())).dtype
+    digest = hashlib.sha256(f"{model_id(teacher)} {dtype}".encode())
     for source, instruction in sources:
         digest.update(repr((source.text, instruction)).encode())
         for image in source.images:
-            digest.update(image.read_bytes())
+            digest.update(_content(image))
     return digest.hexdigest()[:16]
+
+
+def _content(image: Path) -> bytes:
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {image} ({error.strerror}); put it there, or take its line out"
+        ) from None
 
 
 def _compute(
@@ -119,8 +132,13 @@ def _compute(
     part, marks = path.with_suffix(".part.npy"), path.with_suffix(".done")
     shape = (len(sources), teacher.dimension)
     sure = int(marks.read_text()) if marks.is_file() and part.is_file() else 0
+    if not sure:
+        marks.unlink(missing_ok=True)  # of a file that is gone
     mode = "r+" if sure else "w+"
     states = np.lib.format.open_memmap(part, mode=mode, dtype=np.float32, shape=shape)
+    with part.open("r+b") as file:
+        # A disk that is full says so here; where a mapped page finds no room, the process is ended.
+        os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
     encoder = StateEncoder(teacher.model, vision)
     load, spec = SourceEncoder(teacher.spec), teacher.spec
     for number, rows in enumerate(_batches(sources)):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from torch import nn
 
-from puma_edge.config import SAMPLE, SHAPE_PREFIX, StageConfig, TrainConfig
+from puma_edge.config import SAMPLE, SHAPE_PREFIX, StageConfig, TrainConfig, Weights
 from puma_edge.data import Dataset, Example, load_dataset
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.evaluate import RECALL_AT, evaluate, mean
@@ -60,15 +62,14 @@ def train(config: TrainConfig) -> TrainReport:
         PumaError: a model or data folder that is not there, or a run folder that is in use.
         UsageError: settings that cannot work together.
     """
+    _check(config)
     if config.model.startswith(SHAPE_PREFIX):
         raise UsageError(f"{config.model} has random weights: export and bench it, don't train it")
     if config.threads:
         torch.set_num_threads(config.threads)
     data = open_data(config.data)
-    checkpoint = open_model(config.model)
+    checkpoint = open_model(config.model, _dtype(config))
     kept_layers(checkpoint, config)
-    if not config.stage1.epochs and not config.stage2.epochs:
-        raise UsageError("stage1 and stage2 both have epochs = 0: there is nothing to train")
     if wrong := [n for n in config.matryoshka if not 1 <= n < checkpoint.dimension]:
         raise UsageError(
             f"matryoshka {wrong[0]}: embeddings have {checkpoint.dimension} dimensions; give less"
@@ -79,9 +80,32 @@ def train(config: TrainConfig) -> TrainReport:
         return train_from(checkpoint, data, config, run)
 
 
+def _check(config: TrainConfig) -> None:
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UsageError(
+                f"training over {name} is not supported: checkpoints and merging take whole "
+                "models; start the ranks with torchrun"
+            )
+    for stage, name in ((config.stage1, "stage1"), (config.stage2, "stage2")):
+        if stage.batch < 1:
+            raise UsageError(f"{name}.batch = {stage.batch}: give 1 or more")
+        if stage.epochs < 0 or stage.max_steps < 0:
+            raise UsageError(f"{name}: epochs and max_steps cannot be less than 0")
+    if not config.stage1.epochs and not config.stage2.epochs:
+        raise UsageError("stage1 and stage2 both have epochs = 0: there is nothing to train")
+    if config.device_batch < 0 or config.save_steps < 1:
+        raise UsageError(
+            f"device_batch = {config.device_batch}, save_steps = {config.save_steps}: give 0 or "
+            "more, and 1 or more"
+        )
+
+
 def train_from(checkpoint: Checkpoint, data: Dataset, config: TrainConfig, run: Run) -> TrainReport:
     """Both stages on a loaded model, in place, each step of the way kept in the run's folder."""
-    nn.Module.to(checkpoint.model, "cuda" if torch.cuda.is_available() else "cpu")
+    # While one rank computes the teacher's states the others wait: hours, where there is much.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+    nn.Module.to(checkpoint.model, state.device)
     total = len(checkpoint.card.kept_layers)
     layers = kept_layers(checkpoint, config)
     keep = len(layers)
@@ -119,7 +143,7 @@ def _states(
     sources = distinct_sources(data, pairs.pairs)
     with (
         Progress("teacher states for stage 1", len(sources.all)) as progress,
-        PartialState(cpu=not torch.cuda.is_available()).main_process_first(),
+        PartialState().main_process_first(),
     ):
         return teacher_states(teacher, sources, folder, vision, progress.update)
 
@@ -170,8 +194,9 @@ def _stage(
             for one in (run.folder / f"stage{number}").glob(f"{CHECKPOINT}*"):
                 shutil.rmtree(one)
         return checkpoint
-    done = load(str(merged))
-    nn.Module.to(done.model, next(checkpoint.model.parameters()).device)
+    nn.Module.to(checkpoint.model, "meta")  # there is room for one model, not always for two
+    done = load(str(merged), _dtype(config))
+    nn.Module.to(done.model, PartialState().device)
     return done
 
 
@@ -180,9 +205,16 @@ def open_data(name: str) -> Dataset:
     return load_dataset(emoji_folder() if name == SAMPLE else Path(name))
 
 
-def open_model(name: str) -> Checkpoint:
+def open_model(name: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """A checkpoint by folder or hub id, or the sample base."""
-    return load(str(base_folder()) if name == SAMPLE else name)
+    return load(str(base_folder()) if name == SAMPLE else name, dtype)
+
+
+def _dtype(config: TrainConfig) -> torch.dtype:
+    if config.weights is Weights.AUTO:
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    dtype: torch.dtype = getattr(torch, config.weights.value)
+    return dtype
 
 
 def _pairs(data: Dataset, stage: StageConfig, seed: int, task: int | None = None) -> Pairs:
@@ -205,7 +237,7 @@ def _balanced(examples: list[Example], count: int, seed: int) -> list[Example]:
         by_task.setdefault(one.task, []).append(one)
     if count >= len(examples):
         return examples
-    share = count // len(by_task)
+    share = max(1, count // len(by_task))
     return [many[place % len(many)] for many in by_task.values() for place in range(share)]
 
 

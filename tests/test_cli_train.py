@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.commands import puma
 
@@ -93,6 +94,40 @@ def test_a_stage_can_be_left_out(
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == stages | {"merged", "loss.png", "metrics.json", "settings.json"}
     assert (tmp_path / "run" / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "training over FSDP is not supported"),
+        ({"SETTINGS": "device_batch = -1"}, "device_batch = -1"),
+        ({"SETTINGS": 'report_to = "no_such_reporter"'}, "no_such_reporter is not installed"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    tmp_path: Path, small_data: Path, given: dict[str, str], says: str
+) -> None:
+    more = f"[train]\nevaluate = false\n{given.pop('SETTINGS', '')}"
+    settings = TINY.replace("DATA", str(small_data)).replace("[train]", more)
+    (tmp_path / "puma-edge.toml").write_text(settings)
+    done = puma("train", "--out", "run", cwd=tmp_path, **given)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr.splitlines()[-1]
+
+
+def test_weights_in_half_the_bytes_train_too(tmp_path: Path, small_data: Path) -> None:
+    more = '[train]\nevaluate = false\nweights = "bfloat16"'
+    settings = TINY.replace("DATA", str(small_data)).replace("[train]", more, 1)
+    settings = settings.replace("[train.stage1]", "[train.stage1]\ntext_only = false")
+    (tmp_path / "puma-edge.toml").write_text(settings)
+    done = puma("train", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for stage in ("stage1", "stage2"):
+        log = json.loads((tmp_path / "run" / stage / "log.json").read_text())
+        assert all(0 < row["loss"] < 20 and row["grad_norm"] > 0 for row in log)
+    merged = load_file(tmp_path / "run" / "merged" / "model.safetensors")
+    assert {str(values.dtype) for values in merged.values()} == {"torch.bfloat16"}
 
 
 def test_two_ranks_train_as_one(tmp_path: Path, small_data: Path) -> None:

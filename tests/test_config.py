@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from puma_edge.cli import COMMANDS
-from puma_edge.config import ExportConfig, Gate, TrainConfig
+from puma_edge.config import ExportConfig, Gate, StageConfig, TrainConfig
 from puma_edge.errors import UsageError
 from puma_edge.settings_file import TABLES, read_config
 from tests.commands import puma
@@ -38,6 +39,14 @@ def test_the_file_then_the_command_line(tmp_path: Path) -> None:
     assert (config.keep_layers, config.seed, config.model) == (3, 7, "sample")
     # Keys that are not given keep the stage's own defaults, not the dataclass's.
     assert (config.stage1.lr, config.stage1.first_layer_lr, config.stage1.batch) == (1.0, 1e-4, 288)
+
+
+def test_other_defaults_hold_below_the_file(tmp_path: Path) -> None:
+    recipe = TrainConfig(seed=3, stage1=StageConfig(batch=64, lora_r=16, max_steps=40))
+    path = write(tmp_path, "[train]\nsave_steps = 7\n[train.stage1]\nmax_steps = 9\n")
+    found = read_config("train", TrainConfig, path, recipe, seed=4)
+    stage1 = replace(recipe.stage1, max_steps=9)
+    assert found == replace(recipe, seed=4, save_steps=7, stage1=stage1)
 
 
 def test_the_file_in_the_current_folder_is_found(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from puma_edge.data import load_dataset
-from puma_edge.errors import PumaError
-from puma_edge.evaluate import by_task, evaluate, mean, measure
+from puma_edge.data import Source, SourceEncoder, load_dataset
+from puma_edge.errors import InputError, PumaError
+from puma_edge.evaluate import Embedded, by_task, evaluate, mean, measure, rank
 from puma_edge.inputs import Batch, Float32
 from puma_edge.metrics import Pool
 from puma_edge.prompts import Modality
@@ -110,11 +111,12 @@ def test_answers_are_looked_for_in_the_data_sets_own_pool_or_in_all(folder: Path
     query = {"qid": "8:1", "query_txt": "fox", "query_img_path": None, "query_modality": "text"}
     rows = [{**query, "pos_cand_list": ["8:1"]}]
     write(folder, "query/test/mbeir_other_task1_test.jsonl", rows)
+    instructions = folder / "instructions" / "query_instructions.tsv"
+    instructions.write_text(instructions.read_text() + "text\ttext\tother\t8\tFind it.\n")
     data, spec = load_dataset(folder), small_spec()
     assert data.local_pool(1, "other", "test") == ["8:1"]
     assert data.local_pool(1, "x", "test") == ["7:1", "7:2", "7:3"]
     assert len(data.pools[1]) == 4
-    data.instructions["text", "text", "8"] = ["Find it."]
 
     def key(text: str, instruction: str | None) -> bytes:
         return spec.encode_patches(instruction, text, ()).input_ids.tobytes()
@@ -131,9 +133,57 @@ def test_answers_are_looked_for_in_the_data_sets_own_pool_or_in_all(folder: Path
     assert by_task(everywhere) == {1: 0.5}
 
 
+def test_large_pools_are_ranked_in_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    queries, documents = (draw.normal(size=(count, 4)).astype(np.float32) for count in (7, 30))
+    data = load_dataset(folder)
+    ids = [str(number) for number in range(30)]
+    examples = [replace(data.train[0], positives=(ids[number * 3],)) for number in range(7)]
+    rows = {did: row for row, did in enumerate(ids)}
+    split = Embedded(examples, queries, {(1, examples[0].name): ids}, rows, documents)
+    (whole,) = rank(split, k=9)
+    order = np.argsort(-(queries @ documents.T), axis=1)[:, :9]
+    assert whole.recall.tolist() == [float(3 * n in row) for n, row in enumerate(order)]
+    assert 0 < whole.recall.mean() < 1
+    monkeypatch.setattr("puma_edge.evaluate.BLOCK", 3)
+    (parts,) = rank(split, k=9)
+    assert np.array_equal(parts.recall, whole.recall)
+    assert np.array_equal(parts.ndcg, whole.ndcg)
+
+
+def test_training_answers_may_stand_in_the_pool_for_training(folder: Path) -> None:
+    row = {"qid": "7:9", "query_txt": "bird", "pos_cand_list": ["7:9"]}
+    queries = folder / "query" / "train" / "mbeir_x_task1_train.jsonl"
+    queries.write_text(queries.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(PumaError, match=r"1 answers of training queries .* \(7:9, ...\)"):
+        load_dataset(folder)
+    pool = [{"did": f"7:{n}", "txt": word, "modality": "text"} for n, word in
+            ((1, "another fox"), (8, "nobody's"), (9, "a bird"))]  # fmt: skip
+    write(folder, "cand_pool/global/mbeir_union_train_cand_pool.jsonl", pool)
+    data = load_dataset(folder)
+    assert {did: one.text for did, one in data.candidates.items()} == {
+        "7:1": "fox", "7:2": "dog", "7:3": "cat", "7:9": "a bird",
+    }  # fmt: skip
+    assert data.pools == {1: ["7:1", "7:2", "7:3"]}  # nobody looks for it there
+
+
+def test_a_bad_picture_is_named(folder: Path) -> None:
+    load = SourceEncoder(small_spec())
+    (folder / "a.jpg").write_bytes(b"garbage")
+    for name, says in (("a.jpg", "not an image"), ("b.jpg", "cannot read the file")):
+        with pytest.raises(InputError, match=f"{name}: {says}.*take its line out of the data"):
+            load(Source(None, (folder / name,)))
+
+
 def lose_instructions(folder: Path) -> None:
     """No instructions."""
     (folder / "instructions" / "query_instructions.tsv").unlink()
+
+
+def ask_without_instruction(folder: Path) -> None:
+    """A query of a kind that has none."""
+    row = {"qid": "9:1", "query_txt": "fox", "pos_cand_list": ["7:1"]}
+    write(folder, "query/val/mbeir_x_task1_val.jsonl", [row])
 
 
 def leave_the_folder(folder: Path) -> None:
@@ -162,6 +212,7 @@ def no_field(folder: Path) -> None:
     ("harm", "says"),
     [
         (lose_instructions, "query_instructions.tsv"),
+        (ask_without_instruction, "no instruction from text to text for data set 9"),
         (leave_the_folder, "leaves the data folder"),
         (no_json, "line 3: not JSON"),
         (no_pool, "no candidate pool for task 3"),

@@ -84,3 +84,18 @@ def test_tokens_remembered_while_embedding_can_be_trained_on(checkpoint: Checkpo
     weight = torch.ones(tokens.shape[1], requires_grad=True)
     torch.autograd.backward((tokens * weight).sum())
     assert weight.grad is not None
+
+
+def test_tokens_are_the_same_within_autocast_and_hold_nothing_else(
+    checkpoint: Checkpoint,
+) -> None:
+    batch = batch_of(checkpoint.spec, 0, 1, 2)
+    plain = FrozenVision()(checkpoint.model, batch)
+    vision = FrozenVision()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = vision(checkpoint.model, batch)
+    assert plain is not None
+    assert found is not None
+    assert torch.equal(found, plain)
+    for tokens in vision._known.values():
+        assert tokens.untyped_storage().nbytes() == tokens.nbytes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,20 +113,31 @@ def test_cached_gradients_are_those_of_the_whole_batch(
     torch.autograd.backward(whole)
     expected = {key: value.clone() for key, value in gradients(model).items()}
     model.zero_grad()
-    lasts: list[bool] = []
+    steps: list[str] = []
 
-    def backward(loss: Tensor, last: bool) -> None:
-        lasts.append(last)
-        torch.autograd.backward(loss)
+    @contextmanager
+    def before_last() -> Iterator[None]:
+        steps.append("enter")
+        yield
+        steps.append("leave")
 
+    def run(part: Batch) -> Tensor:
+        if torch.is_grad_enabled():
+            steps.append("run")
+        found: Tensor = model(part)[0]
+        return found
+
+    parts = parts_of(checkpoint, size)
     found = cached_backward(
-        parts_of(checkpoint, size),
-        lambda part: model(part)[0],
+        parts,
+        run,
         partial(whole_loss, LOSSES[name]),
-        backward,
+        torch.autograd.backward,
+        before_last,
     )
     assert torch.allclose(found, whole.detach(), atol=1e-5)
-    assert lasts == [False] * (len(lasts) - 1) + [True]
+    # Wrappers for several ranks decide in the forward pass whether gradients are exchanged.
+    assert steps == ["enter", "run", "leave"] * (len(parts) - 1) + ["run"]
     assert expected.keys() == gradients(model).keys()
     assert max(float(value.abs().max()) for value in expected.values()) > 1e-3
     for key, value in gradients(model).items():
@@ -145,7 +157,7 @@ def test_dropout_falls_alike_in_both_passes(tokenizer: Tokenizer) -> None:
         parts,
         lambda part: model(part)[0],
         partial(whole_loss, contrast),
-        lambda loss, last: torch.autograd.backward(loss),
+        torch.autograd.backward,
     )
     for key, value in gradients(model).items():
         assert torch.allclose(value, expected[key], atol=1e-5), key

@@ -61,3 +61,24 @@ def test_the_interval_holds_the_mean_and_shrinks_with_more_queries() -> None:
     # A mean's spread falls with the square root of the count: ten times here.
     assert 7 < widths[0] / widths[1] < 14
     assert bootstrap([np.ones(9, np.float32)]) == (1.0, 1.0)
+
+
+def test_groups_weigh_what_they_do_in_the_mean() -> None:
+    draw = np.random.default_rng(0)
+    groups = [(draw.random(400) < share).astype(np.float32) for share in (0.2, 0.3, 0.4, 0.9)]
+    # Three data sets of one task, one of another.
+    weights = [1 / 6, 1 / 6, 1 / 6, 1 / 2]
+    low, high = bootstrap(groups, weights)
+    expected = sum(w * float(one.mean()) for w, one in zip(weights, groups, strict=True))
+    assert low < expected < high
+    low, high = bootstrap(groups)
+    assert high < expected
+    assert bootstrap(groups) == bootstrap(groups, [0.25] * 4)
+
+
+@given(st.integers(1, 5), st.lists(st.sampled_from([np.nan, 0.0, 1.0]), min_size=1, max_size=8))
+def test_what_is_no_number_comes_last(k: int, values: list[float]) -> None:
+    found = top_k(np.array([values], np.float32), k)[0].tolist()
+    expected = sorted(range(len(values)), key=lambda n: (np.isnan(values[n]), -np.nan_to_num(
+        values[n]), n))  # fmt: skip
+    assert found == expected[:k]

@@ -4,14 +4,41 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from puma_edge import report, report_index
+from puma_edge.evaluate import Score
 from puma_edge.prompts import Modality
+from puma_edge.report_quality import show_scores
 from puma_edge.runtimes.searcher import Hit, Query
 
 # To rich the first two are markup, the third a picture.
 NAMES = ("[red]draft[/red].txt", "[/b].jpg", ":fox_face:")
+
+
+def test_difference_and_intervals_are_of_the_mean_that_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draw = np.random.default_rng(0)
+
+    def scores(shares: tuple[float, ...]) -> list[Score]:
+        """Three data sets of one task, one of another."""
+        return [
+            Score(task, f"set{n}", 5, *[(draw.random(500) < share).astype(np.float32)] * 2)
+            for n, (task, share) in enumerate(zip((1, 1, 1, 2), shares, strict=True))
+        ]
+
+    rows = {"a": scores((0.2, 0.3, 0.4, 0.9)), "b": scores((0.5, 0.6, 0.7, 0.9))}
+    show_scores(rows, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    for one in told.values():
+        assert one["interval"][0] < one["mean"] < one["interval"][1]
+    change = told["b"]["mean"] - told["a"]["mean"]
+    assert told["b"]["difference"] == pytest.approx(change)
+    assert 0.1 < change < 0.2  # not .225, the mean of the four
+    low, high = told["b"]["difference_interval"]
+    assert low < change < high
 
 
 def hits(name: str) -> list[list[Hit]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from puma_edge.config import StageConfig, TrainConfig
 from puma_edge.data import Dataset, Example, Source
+from puma_edge.errors import PumaError
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.losses import other_answers
 from puma_edge.model import Checkpoint, ret_states
 from puma_edge.pair_batches import PART_TOKENS, Collator, PairBatch
 from puma_edge.pairs import Pair, Pairs
+from puma_edge.progress import Progress
 from puma_edge.prompts import Modality
 from puma_edge.stage_trainer import CompleteMark
 from puma_edge.stages import run_stage, total_steps
@@ -34,6 +39,7 @@ from tests.checkpoints import tiny_checkpoint
         (100, StageConfig(batch=10, epochs=2), 20),
         (105, StageConfig(batch=10, epochs=2), 20),
         (100, StageConfig(batch=10, epochs=2, max_steps=7), 7),
+        (100, StageConfig(batch=10, epochs=2, max_steps=70), 70),
         (5, StageConfig(batch=10, epochs=1), 1),
     ],
 )
@@ -197,6 +203,78 @@ def test_interrupted_states_go_on_and_are_the_same(
     assert again[0] == 9  # two batches were sure, so the third comes first
     assert np.array_equal(found.states, whole)
     assert {path.suffix for path in (tmp_path / "cut").iterdir()} == {".npy", ""}  # and the lock
+
+
+def test_marks_of_states_that_are_gone_count_for_nothing(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puma_edge.teacher_states.BATCH", 3)
+    pairs = Pairs(data, data.train, seed=0).pairs
+    whole = np.array(teacher_states(checkpoint, data, pairs, tmp_path).states)
+    (path,) = tmp_path.glob("*.npy")
+    path.unlink()
+    path.with_suffix(".done").write_text("4")  # a kill came before it was deleted
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher_states(checkpoint, data, pairs, tmp_path, stop)
+    assert np.array_equal(teacher_states(checkpoint, data, pairs, tmp_path).states, whole)
+
+
+def test_a_full_disk_says_so_before_states_are_computed(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    pairs = Pairs(data, data.train, seed=0).pairs
+    with pytest.raises(PumaError, match="no space left on the disk"):
+        teacher_states(checkpoint, data, pairs, tmp_path)
+    monkeypatch.undo()
+    assert teacher_states(checkpoint, data, pairs, tmp_path).states.all()
+
+
+def test_states_are_kept_apart_by_the_type_of_the_weights(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
+) -> None:
+    pairs = Pairs(data, data.train, seed=0).pairs
+    exact = np.array(teacher_states(checkpoint, data, pairs, tmp_path).states)
+    torch.nn.Module.to(checkpoint.model, torch.bfloat16)
+    rounded = np.array(teacher_states(checkpoint, data, pairs, tmp_path).states)
+    assert 1e-4 < np.abs(rounded - exact).max() < 0.1
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_no_checkpoint_holds_it(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
+) -> None:
+    stage = StageConfig(batch=8, epochs=25, lr=1e20, lora_r=4, lora_dropout=0.0)
+    with pytest.raises(PumaError, match=r"the (loss|gradient) is nan at step \d+; lower lr"):
+        run_stage(
+            checkpoint, data, Pairs(data, data.train, seed=0), stage, tmp_path / "stage",
+            title="test", vision=FrozenVision(), config=TrainConfig(save_steps=1),
+        )  # fmt: skip
+    assert not (tmp_path / "stage" / "log.json").exists()
+    for path in (tmp_path / "stage").glob("checkpoint-*/adapter_model.safetensors"):
+        assert all(torch.isfinite(values).all() for values in load_file(path).values())
+
+
+def test_the_bar_is_closed_however_a_stage_ends(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(Progress, "close", lambda self: closed.append("closed"))
+    monkeypatch.setattr("puma_edge.stages.CompleteMark", lambda: Stopping(2, []))
+    stage = StageConfig(batch=8, epochs=3, lora_r=4)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(
+            checkpoint, data, Pairs(data, data.train, seed=0), stage, tmp_path / "stage",
+            title="test", vision=FrozenVision(), config=TrainConfig(),
+        )  # fmt: skip
+    assert closed == ["closed"]
 
 
 @pytest.mark.parametrize("distil", [True, False])

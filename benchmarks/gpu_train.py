@@ -2,13 +2,13 @@
 
     python benchmarks/gpu_train.py --model shape:qwen2-vl-2b --keep-layers 12 --out gpu_train.json
 
-Random weights: speed and memory only. The model, its weights' type, the autocast and the losses are
-those of `puma-edge train`. Every pair is a text, in stage 2 with a 224x224 picture, whose tokens are
-computed in each step, and in rows of their own known, as they are from a run's second epoch on while
-there is room for them. The batch is doubled until memory is full; then gradient caching
-(`device_batch`) takes one four times as large as the last that fitted, in parts of a quarter of it.
-Without a CUDA device it runs on the CPU, which only proves that it runs. The proof at a larger model
-than the sample's takes two other commands, under ten minutes each on one GPU:
+Random weights: speed and memory only. The model, its weights' type, the autocast and the losses
+are those of `puma-edge train`. Every pair is a text, in stage 2 with a 224x224 picture, whose
+tokens are computed in each step, and in rows of their own known, as they are from a run's second
+epoch on while there is room for them. The batch is doubled until memory is full; then gradient
+caching (`device_batch`) takes one four times as large as the last that fitted, in parts of a
+quarter of it. Without a CUDA device it runs on the CPU, which only proves that it runs. The proof
+at a larger model than the sample's takes two other commands, under ten minutes each on one GPU:
 
     python -m puma_edge.sample.train_base --minutes 8 --pairs 256 --width 512 --layers 16 \
         --exits 0 --out large/

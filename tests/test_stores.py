@@ -83,6 +83,43 @@ def test_pickles_in_a_folder_are_looked_through_first(
     assert not (tmp_path / "harmed").exists()
 
 
+def _other_name(store: Path, name: str) -> None:
+    meta = store / "meta.json"
+    told = json.loads(meta.read_text())
+    told["collections"][name] = told["collections"].pop("photos")
+    meta.write_text(json.dumps(told))
+    (store / "collection" / name).parent.mkdir(exist_ok=True)
+    os.rename(store / "collection" / "photos", store / "collection" / name)
+
+
+SHOWN = {
+    # What qdrant-client reads and the check would not: points of another file, ...
+    "nested": lambda store: _other_name(store, "a/b"),
+    "outside": lambda store: _other_name(store, "../b"),
+    # ... every second time, and where the rows come from an index.
+    "view": "ALTER TABLE points RENAME TO old;"
+    "CREATE VIEW points AS SELECT id, CASE WHEN abs(random()) % 2 THEN point END AS point FROM old",
+    "index": "CREATE INDEX other ON points (point)",
+}
+
+
+@pytest.mark.parametrize("how", SHOWN.values(), ids=SHOWN)
+def test_a_folder_that_shows_other_points_than_it_holds_is_refused(
+    how: str | Callable[[Path], None], tmp_path: Path
+) -> None:
+    index = make_index(tmp_path / "index.npy", 2)
+    pushed(Kind.QDRANT, tmp_path, index)
+    pushed(Kind.QDRANT, tmp_path, index)  # as it is, it is opened again
+    (path,) = (tmp_path / "store").glob("collection/*/storage.sqlite")
+    if callable(how):
+        how(tmp_path / "store")
+    else:
+        with closing(sqlite3.connect(path)) as base, base:
+            base.executescript(how)
+    with pytest.raises(PumaError, match="something else than Qdrant's points"):
+        pushed(Kind.QDRANT, tmp_path, index)
+
+
 @pytest.mark.extra
 def test_what_milvus_cannot_take_is_said(tmp_path: Path) -> None:
     told = [{"note": "x" * 70_000}, {}, {}, {}]

@@ -19,8 +19,8 @@ from puma_edge.runtimes.derived import Bits, open_binary, open_int8
 from puma_edge.runtimes.graph import Graph, open_graph
 from puma_edge.runtimes.kernels import Kernel, best_kernel
 from puma_edge.runtimes.notes import UnusableError, form_files
-from puma_edge.runtimes.opening import map_matrix, read_header
-from puma_edge.runtimes.records import AGAIN, Record, Table, count_rows
+from puma_edge.runtimes.opening import map_matrix, open_table, read_header
+from puma_edge.runtimes.records import AGAIN, Record, Table
 from puma_edge.runtimes.scan import (
     QUERIES,
     Allowed,
@@ -68,12 +68,14 @@ class Index:
         path: the .npy.
         header: what `index.json` says.
         vectors: [rows, dimension], mapped from the file.
+        table: what is known of the rows, row by row.
 
     """
 
     path: Path
     header: Header
     vectors: NDArray[Any]
+    table: Table
 
     @classmethod
     def open(cls, path: Path | str) -> Index:
@@ -92,14 +94,15 @@ class Index:
             )
         header = read_header(info, path)
         vectors = map_matrix(matrix)
-        rows = count_rows(table, path)
+        records = open_table(table, path)
+        rows = records.count()
         expected = (header.rows, header.dimension)
         if vectors.shape != expected or rows != header.rows or vectors.dtype != header.dtype:
             raise PumaError(
                 f"the files of {path} do not belong together ({vectors.dtype} {vectors.shape}, "
                 f"{rows} rows in {table.name}, {header.dtype} {expected} in {info.name}); {AGAIN}"
             )
-        return cls(path, header, vectors)
+        return cls(path, header, vectors, records)
 
     def __len__(self) -> int:
         """Rows."""
@@ -251,8 +254,3 @@ class Index:
 
         """
         return self.table.records(rows)
-
-    @cached_property
-    def table(self) -> Table:
-        """What is known of the rows, row by row."""
-        return Table(find_file(self.path, index_files(self.path)[1]))

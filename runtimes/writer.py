@@ -135,7 +135,9 @@ def write_index(out: Path, outcome: Outcome, header: Header) -> None:
 def _fill(folder: Path, out: Path, outcome: Outcome, header: Header) -> None:
     quarantine, table, info, matrix = (folder / name for name in index_files(out))
     lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in outcome.quarantine]
-    _write(quarantine, lambda file: file.write("".join(f"{x}\n" for x in lines).encode()))
+    # Whatever a reason quotes, the run must end.
+    quoted = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+    _write(quarantine, lambda file: file.write(quoted))
     _write(table, lambda file: _write_table(file, outcome.kept))
     _write(info, lambda file: file.write(dump_header(header)))
     _write(matrix, lambda file: _write_matrix(file, outcome, header))

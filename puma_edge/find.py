@@ -18,7 +18,7 @@ from puma_edge.runtimes.index import Index, SearchSettings
 from puma_edge.runtimes.parts import locate
 from puma_edge.runtimes.query_file import read_queries
 from puma_edge.runtimes.searcher import Hit, Query, Wanted, embed_queries, search
-from puma_edge.runtimes.vectors import Form
+from puma_edge.runtimes.vectors import Form, shorten
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def find(path: Path, asked: Asked, config: SearchConfig) -> Answer:
         warnings.append(index.warning)
     vectors = [np.asarray(index.vectors)[rows].astype(np.float32)]
     if model is not None:
-        vectors.insert(0, model.embed(queries)[:, : index.header.dimension])
+        vectors.insert(0, shorten(model.embed(queries), index.header.dimension))
     corpus = Path(index.header.corpus)
     known = [_as_query(index, corpus, row) for row in rows]
     hits = search(index, np.concatenate(vectors), wanted)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.commands import puma
+from tests.edge import fill
 
 
 def test_search_by_words_by_picture_and_by_both(work: Path) -> None:
@@ -47,6 +48,16 @@ def test_search_with_filters_and_many_queries(work: Path, tmp_path: Path) -> Non
     done = puma("search", "index.npy", "a fox", "--dim", "32", cwd=work)
     assert done.returncode == 0
     assert "not trained for 32 dimensions" in done.stderr
+
+
+def test_scores_are_cosines_in_an_index_of_fewer_dimensions(work: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "corpus", {"a.txt": "a fox", "b.txt": "red heart"})
+    given = ("--bundle", str(work / "bundle"))
+    done = puma("embed", "corpus", "--dim", "32", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = ("search", "index.npy", "a fox", "--instruction", "", "--top", "1", "--json")
+    (answer,) = json.loads(puma(*line, *given, cwd=tmp_path).stdout)
+    assert answer["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
 
 
 def test_the_readmes_python_does_what_the_commands_do(work: Path) -> None:

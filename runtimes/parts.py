@@ -207,8 +207,8 @@ def make_line(values: dict[str, Any]) -> Line:
     except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON ({error}): expected one object per line") from None
     text = (text or "").strip() or None
-    if len(text or "") > MAX_LINE_BYTES:
-        raise InputError("the text is over the limit of 4 MiB; shorten it")
+    if max(len(text or ""), len(metadata)) > MAX_LINE_BYTES:
+        raise InputError("the text or its metadata are over the limit of 4 MiB; shorten them")
     if text is None and not image:
         raise InputError('has neither "text" nor "image"')
     if "\0" in (text or ""):

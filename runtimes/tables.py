@@ -40,7 +40,9 @@ def read_table(path: str) -> Iterator[tuple[int, Span, Line | InputError]]:
                 _refuse_large(file, group)
                 row = 0
                 for batch in file.iter_batches(_BATCH, row_groups=[group], use_threads=False):
-                    for values in batch.to_pylist():
+                    for place in range(batch.num_rows):
+                        # One at a time: rows that repeat a long value hold it once until then.
+                        (values,) = batch.slice(place, 1).to_pylist()
                         number += 1
                         yield number, (group, row), _line(values)
                         row += 1
@@ -78,7 +80,11 @@ def _open(path: str) -> pq.ParquetFile:
     # A pipe called x.parquet would block for ever when opened.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise InputError("not a regular file")
-    return pq.ParquetFile(path)
+    about = pq.read_metadata(path)
+    columns = [about.schema.column(place) for place in range(about.num_columns)]
+    # Kept as they are written, each different value once: a small file can repeat a long one.
+    words = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    return pq.ParquetFile(path, metadata=about, read_dictionary=words)
 
 
 def _refuse_large(file: pq.ParquetFile, group: int) -> None:

@@ -98,10 +98,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _ours(names: list[str]) -> set[str]:
-    """List the files of an index written into the corpus itself."""
+    """List the files of indexes in the corpus; their tables are known by their columns."""
     there = set(names)
     stems = [name[:-4] for name in names if name.endswith(".npy") and f"{name[:-4]}.json" in there]
-    return {stem + end for stem in stems for end in (".npy", ".json", ".parquet")}
+    return {stem + end for stem in stems for end in (".npy", ".json")}
 
 
 class _Scanner:

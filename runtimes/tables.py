@@ -16,12 +16,14 @@ from puma_edge.errors import InputError
 from puma_edge.runtimes.parts import Line, Span, make_line
 
 TABLE_SUFFIX = ".parquet"
+# Of the table of an index. It may lie in the corpus: its rows are no documents.
+INDEX_COLUMNS = ("id", "path", "modality", "hash", "text", "metadata")
 MAX_GROUP_BYTES = 256 * 2**20
 _BATCH = 1024  # rows
 
 
 def read_table(path: str) -> Iterator[tuple[int, Span, Line | InputError]]:
-    """List number (from 1), row group and row in it, and content of each row.
+    """List number (from 1), row group and row in it, and content of each row; none of an index's.
 
     Raises:
         InputError: the file is no Parquet, is damaged, or has neither a text nor an image column.
@@ -30,6 +32,8 @@ def read_table(path: str) -> Iterator[tuple[int, Span, Line | InputError]]:
     try:
         with _open(path) as file:
             names = file.schema_arrow.names
+            if tuple(names) == INDEX_COLUMNS:
+                return
             if "text" not in names and "image" not in names:
                 there = ", ".join(names[:8]) or "none"
                 raise InputError(f'has neither a "text" nor an "image" column (columns: {there})')

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from puma_edge.inputs import Float32
 from puma_edge.runtimes.documents import Document, Quarantined
 from puma_edge.runtimes.files import sync_folder, write_header
+from puma_edge.runtimes.tables import INDEX_COLUMNS
 from puma_edge.runtimes.vectors import Storage
 
 FORMAT_VERSION = 1
 _BLOCK = 4096
 _ROW_GROUP = 16384
-_COLUMNS = ("id", "path", "modality", "hash", "text", "metadata")
-SCHEMA = pa.schema([(name, pa.string()) for name in _COLUMNS])
+SCHEMA = pa.schema([(name, pa.string()) for name in INDEX_COLUMNS])
 
 
 @dataclass(frozen=True)

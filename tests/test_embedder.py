@@ -164,6 +164,18 @@ def test_the_quarantine_goes_when_the_reason_has_gone(tmp_path: Path) -> None:
     assert not (tmp_path / "index.quarantine.jsonl").exists()
 
 
+def test_a_copy_of_what_cannot_be_read_says_which_was_tried(tmp_path: Path) -> None:
+    files = {"a.txt": "same", "b.txt": "same", "c.txt": "other"}
+    root, out = fill(tmp_path / "corpus", files), tmp_path / "index.npy"
+    corpus = scan(root)
+    (root / "a.txt").unlink()
+    embed_corpus(corpus, out, small_spec(), HashEncoder(), STAMP)
+    lines = (tmp_path / "index.quarantine.jsonl").read_text().splitlines()
+    reasons = {entry["path"]: entry["reason"] for entry in map(json.loads, lines)}
+    assert reasons["a.txt"].startswith("cannot be read (No such file")
+    assert reasons["b.txt"] == f"equal to a.txt, which was tried: {reasons['a.txt']}"
+
+
 def test_no_reason_keeps_a_run_from_ending(tmp_path: Path) -> None:
     root, out = fill(tmp_path / "corpus", {"a.txt": "short"}), tmp_path / "index.npy"
     (root / "l.jsonl").write_text('{"image": "\\ud800.png"}')

@@ -134,7 +134,7 @@ def main() -> None:
     try:
         app()
     except PumaError as error:
-        print(f"puma-edge: {error}", file=sys.stderr)
+        report.say(f"puma-edge: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         _say_what_goes_on()
@@ -146,7 +146,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        print(f"puma-edge: {error.strerror}: {error.filename or 'disk'}", file=sys.stderr)
+        report.say(f"puma-edge: {error.strerror}: {error.filename or 'disk'}")
         raise SystemExit(1) from None
     finally:
         _quiet_broken_pipe()
@@ -154,7 +154,7 @@ def main() -> None:
 
 def _say_what_goes_on() -> None:
     line = shlex.join(["puma-edge", *sys.argv[1:]])
-    print(f"puma-edge: stopped; this goes on, or starts again: {line}", file=sys.stderr)
+    report.say(f"puma-edge: stopped; this goes on, or starts again: {line}")
 
 
 def _quiet_broken_pipe() -> None:

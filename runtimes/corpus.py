@@ -10,7 +10,7 @@ from pathlib import Path
 
 from puma_edge.errors import InputError, PumaError
 from puma_edge.prompts import Modality
-from puma_edge.runtimes.documents import Corpus, Document, Quarantined
+from puma_edge.runtimes.documents import Corpus, Document, Quarantined, commonest
 from puma_edge.runtimes.parts import (
     Line,
     Span,
@@ -52,7 +52,7 @@ def scan(root: Path, progress: Callable[[int, int], None] | None = None) -> Corp
             raise PumaError(f"{root} cannot be listed; make it readable")
     found = sorted(scanner.found, key=lambda entry: (_ORDER[entry[2].modality], *entry[:2]))
     quarantine = sorted(scanner.quarantine, key=lambda entry: (entry.path, entry.reason))
-    unsupported = dict(sorted(scanner.unsupported.items()))
+    unsupported = commonest(scanner.unsupported)
     return Corpus(root, tuple(entry[2] for entry in found), tuple(quarantine), unsupported)
 
 

@@ -43,7 +43,7 @@ class Header:
         embedded: rows computed, by this run or one before it.
         quarantined: documents without a row.
         duplicates: rows copied from a document of equal content.
-        unsupported: suffix -> files passed over.
+        unsupported: suffix -> files passed over; see `Corpus`.
         resizer: what resized its pictures; several, with commas, after updates by runs with and
             without the extra `fast`. None in an index that is older than this entry.
         format_version: of the whole index.

@@ -197,6 +197,13 @@ def test_unsupported_files_are_named_and_ours_passed_over(tmp_path: Path) -> Non
     )
 
 
+def test_of_many_suffixes_the_commonest_are_named(tmp_path: Path) -> None:
+    corpus = scan(fill(tmp_path, {f"mail.{n}": b"" for n in range(50)} | {"a.x": b"", "b.x": b""}))
+    assert corpus.describe_unsupported().startswith("2 .x, 1 .0, 1 .1, 1 .10,")
+    assert corpus.describe_unsupported().endswith(", 41 others")
+    assert sum(corpus.unsupported.values()) == 52
+
+
 def test_tables_of_indexes_are_told_from_documents(tmp_path: Path) -> None:
     write_rows(tmp_path / "index.npy", units(3))
     fill(tmp_path, {"a.txt": "a fox", "train.json": "{}", "train.npy": "x"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shlex
 import sys
@@ -131,6 +132,9 @@ def settings(context: typer.Context) -> None:
 
 def main() -> None:
     """Run the command line; every foreseeable failure is one line and an exit code."""
+    # A file's name need not be UTF-8; stderr is as lenient from the start.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except PumaError as error:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from puma_edge.errors import PumaError
 from puma_edge.prompts import Modality
+from puma_edge.runtimes.tables import open_file
 from puma_edge.runtimes.writer import SCHEMA
 
 AGAIN = "write it again: puma-edge embed"
@@ -124,12 +125,12 @@ class Table:
         try:
             with self._lock:
                 yield self._file
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
             raise PumaError(f"the table {self.path} is damaged ({error}); {AGAIN}") from None
 
     @cached_property
     def _file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path)
+        return pq.ParquetFile(open_file(self.path))
 
     @cached_property
     def _starts(self) -> list[int]:

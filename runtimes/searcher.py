@@ -76,12 +76,21 @@ class Wanted:
         threshold: their least score, None for any.
         without: of each query the row that is no hit, None for none; empty for none at all.
 
+    Raises:
+        UsageError: `top` is less than 1, or the threshold no number.
+
     """
 
     top: int
     settings: SearchSettings | None = None
     threshold: float | None = None
     without: Sequence[int | None] = ()
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UsageError(f"top is {self.top}; expected 1 or more")
+        if self.threshold is not None and np.isnan(self.threshold):
+            raise UsageError("threshold is nan; expected a number, like 0.3")
 
 
 def embed_queries(

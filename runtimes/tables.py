@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -80,15 +81,20 @@ def _texts(path: str, changed: int, group: int) -> pa.ChunkedArray | None:
         return file.read_row_group(group, columns=["text"], use_threads=False).column(0)
 
 
+def open_file(path: str | Path) -> pa.NativeFile:
+    """Open a file for pyarrow, which itself opens none whose name is no UTF-8."""
+    return pa.OSFile(os.fsencode(path))
+
+
 def _open(path: str) -> pq.ParquetFile:
     # A pipe called x.parquet would block for ever when opened.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise InputError("not a regular file")
-    about = pq.read_metadata(path)
+    about = pq.read_metadata(open_file(path))
     columns = [about.schema.column(place) for place in range(about.num_columns)]
     # Kept as they are written, each different value once: a small file can repeat a long one.
     words = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
-    return pq.ParquetFile(path, metadata=about, read_dictionary=words)
+    return pq.ParquetFile(open_file(path), metadata=about, read_dictionary=words)
 
 
 def _refuse_large(file: pq.ParquetFile, group: int) -> None:

@@ -153,6 +153,8 @@ def test_addresses_that_cannot_be(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=words):
             open_store(kind, Address(url, "photos"))
+    with pytest.raises(UsageError, match="the address is no URL"):
+        Address("http://me:secret@[bad", "photos")
     assert Address("https://me:secret@host:6333/x", "c").shown == "https://host:6333/x"
 
 

@@ -124,6 +124,14 @@ def test_a_long_text_that_rows_repeat_is_held_once(tmp_path: Path) -> None:
     assert grown < 40, grown  # MB; a thousand rows written out are 120
 
 
+def test_a_table_whose_name_is_no_utf8_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "t.parquet", {"text": ["a fox"]})
+    (tmp_path / "t.parquet").rename(tmp_path / os.fsdecode(b"caf\xe9.parquet"))
+    corpus = scan(tmp_path)
+    assert [item.id for item in corpus.documents] == ["caf\\xe9.parquet#1"]
+    assert load(tmp_path, corpus.documents[0]).text == "a fox"
+
+
 def test_tables_are_read_by_their_row_groups(tmp_path: Path) -> None:
     write(tmp_path / "t.parquet", {"text": [f"text {n}" for n in range(500)]}, rows=7)
     corpus = scan(tmp_path)

@@ -146,16 +146,18 @@ class Index:
             settings: in what form to go through the rows, and which of them.
 
         Raises:
-            UsageError: `top` or the dimension is out of range.
+            UsageError: `top` or the dimension is out of range, or see `Rows`.
             PumaError: a query is shorter than the rows, or holds no numbers; or the form asked for
                 is not there.
 
         """
         settings = settings or SearchSettings()
         queries = self._check(np.asarray(queries), top, settings)
+        threads = usable_cores() if settings.threads is None else settings.threads
+        rows = Rows(len(self), settings.allowed, threads)
         form = self._choose(settings)
         parts = [
-            self._search(queries[begin : begin + QUERIES], top, form, settings)
+            self._search(queries[begin : begin + QUERIES], top, form, rows, settings)
             for begin in range(0, max(len(queries), 1), QUERIES)
         ]
         return Found(
@@ -170,8 +172,9 @@ class Index:
             return self._int8
         return None
 
-    def _search(self, queries: Float32, top: int, form: Form, settings: SearchSettings) -> Found:
-        rows = Rows(len(self), settings.allowed, settings.threads or usable_cores())
+    def _search(
+        self, queries: Float32, top: int, form: Form, rows: Rows, settings: SearchSettings
+    ) -> Found:
         kernel = settings.kernel or best_kernel()
         vectors = np.asarray(self.vectors)
         match form:
@@ -187,7 +190,7 @@ class Index:
                 many = min(max(HNSW_CANDIDATES, 4 * top), len(self))
                 near = self._graph.nearest(queries, many, rows.threads)
                 if near is None:
-                    return self._search(queries, top, self._scanned(settings), settings)
+                    return self._search(queries, top, self._scanned(settings), rows, settings)
                 return rescore(vectors, queries, near, top)
             case _:
                 return scan_exactly(vectors, queries, top, rows)
@@ -219,8 +222,6 @@ class Index:
             raise UsageError(f"top is {top}; expected 1 or more")
         if not 1 <= width <= self.header.dimension:
             raise UsageError(f"{width} dimensions asked for; the index has {self.header.dimension}")
-        if settings.threads is not None and settings.threads < 1:
-            raise UsageError(f"{settings.threads} threads asked for; expected 1 or more")
         if queries.ndim != 2 or queries.shape[1] < self.header.dimension:
             raise PumaError(
                 f"queries of shape {queries.shape} for an index of {self.header.dimension} "

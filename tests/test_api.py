@@ -70,6 +70,11 @@ def test_words_pictures_and_both(tmp_path: Path) -> None:
 def test_what_cannot_be_embedded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="3 given; expected words"):
         embedder().embed([3])  # type: ignore[list-item]
+    for item in ("a fox", tmp_path / "q.png", Query("a fox")):
+        with pytest.raises(UsageError, match="expected a list"):
+            embedder().embed(item)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="expected a list"):
+            embedder().embed_queries(item)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="nothing to search for"):
         embedder().embed([" "])
     with pytest.raises(PumaError, match=r"gone\.png"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +117,15 @@ def test_queries_that_cannot_be_answered() -> None:
         index.search(np.ones((1, 3), np.float32), 1)
     with pytest.raises(PumaError, match="not finite"):
         index.search(np.full((1, 4), np.nan, np.float32), 1)
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [np.ones(3, bool), np.ones(30, bool), np.array([0, 3]), np.ones((9, 1), bool), [True] * 9],
+)
+def test_allowed_says_it_of_each_row(allowed: Any) -> None:
+    with pytest.raises(UsageError, match="array of 9 bools"):
+        index_of(units(9)).search(units(1), 3, SearchSettings(allowed=allowed))
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ class Earlier:
         return (
             f"pictures are resized by {resizer.value} now, and were by "
             f"{_AND.join(sorted(self.resizers))} in the index: embeddings of equal pictures "
-            "differ slightly (cosine 0.9999); the rows that are there are kept"
+            "differ slightly (cosine above 0.999); the rows that are there are kept"
         )
 
     def join_resizers(self, resizer: Resizer, documents: Sequence[Document]) -> str:

@@ -140,7 +140,8 @@ def rescore(vectors: NDArray[Any], queries: Float32, rows: Int64, size: int) -> 
     width = queries.shape[1]
     scores = np.empty(rows.shape, np.float32)
     for number, (query, candidates) in enumerate(zip(queries, rows, strict=True)):
-        scores[number] = shorten(vectors[candidates], width) @ query
+        # Not a product with a matrix: there the last bits depend on the place among the candidates.
+        scores[number] = np.vecdot(shorten(vectors[candidates], width), query)
     return join([Found(scores, rows)], size)
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -135,6 +136,8 @@ def main() -> None:
     # A file's name need not be UTF-8; stderr is as lenient from the start.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Of pictures too large, decoding says so itself; Pillow warns from half of that on.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
         app()
     except PumaError as error:

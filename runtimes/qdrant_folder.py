@@ -78,7 +78,8 @@ def _check_points(path: Path) -> None:
         Exception: it does not.
 
     """
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
+    # Not read-only: what a kill left half written is rolled back, as the client would.
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as base:
         tables = base.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
         if tables not in ([], _TABLES):
             raise ValueError("other tables than its own")

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -81,6 +82,24 @@ def test_pickles_in_a_folder_are_looked_through_first(
     with pytest.raises(PumaError, match="something else than Qdrant's points"):
         pushed(Kind.QDRANT, tmp_path, index)
     assert not (tmp_path / "harmed").exists()
+
+
+HALF = """
+import os, signal, sqlite3, sys
+base = sqlite3.connect(sys.argv[1])
+base.execute("PRAGMA cache_size = 1")
+base.executemany("INSERT INTO points VALUES (?, ?)", ((str(n), bytes(9000)) for n in range(99)))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_folder_that_a_kill_left_half_written_is_opened(tmp_path: Path) -> None:
+    index = make_index(tmp_path / "index.npy", 2)
+    pushed(Kind.QDRANT, tmp_path, index)
+    (path,) = (tmp_path / "store").glob("collection/*/storage.sqlite")
+    subprocess.run([sys.executable, "-c", HALF, str(path)], check=False)
+    assert path.with_name("storage.sqlite-journal").stat().st_size
+    assert pushed(Kind.QDRANT, tmp_path, index).there == 2
 
 
 def _other_name(store: Path, name: str) -> None:

@@ -51,7 +51,7 @@ def describe(path: Path) -> dict[str, Any]:
     """What a bundle, an index or a run says of itself.
 
     Raises:
-        PumaError: the path is none of them.
+        PumaError: the path is none of them, or damaged.
     """
     if (path / MANIFEST).is_file():
         manifest = Bundle.open(path).manifest
@@ -72,12 +72,23 @@ def describe(path: Path) -> dict[str, Any]:
         forms = ", ".join(["exact", *(form.value for form in present_forms(path))])
         return {"kind": "index", **header.__dict__, "forms": forms}
     if (path / METRICS).is_file():
+        return _describe_run(path)
+    raise PumaError(f"{path} is no bundle, no index (.npy) and no finished run")
+
+
+def _describe_run(path: Path) -> dict[str, Any]:
+    try:
         metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
         means = {name: round(row["mean"], 4) for name, row in metrics["recall"].items()}
         settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
         known = {name: settings[name] for name in ("model", "data")}
-        return {"kind": "run", **known, "mean recall@5": means}
-    raise PumaError(f"{path} is no bundle, no index (.npy) and no finished run")
+    # Of the wrong type, or not there: whatever a damaged file holds.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PumaError(
+            f"the run {path} is damaged ({type(error).__name__}: {error}); expected {METRICS} and "
+            f"{SETTINGS} as puma-edge train writes them"
+        ) from None
+    return {"kind": "run", **known, "mean recall@5": means}
 
 
 def examine() -> dict[str, Any]:

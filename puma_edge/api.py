@@ -44,10 +44,10 @@ class Embedder:
                 A `Query` may carry its own.
 
         Raises:
-            UsageError: an item is neither, or empty.
+            UsageError: an item is neither, or empty; or one is given without a list.
             PumaError: a picture cannot be read.
         """
-        queries = [_as_query(item, instruction) for item in items]
+        queries = _as_queries(items, instruction)
         if not queries:
             return np.empty((0, self.dimension), np.float32)
         return embed_queries(queries, self.bundle.spec, self.engine.encoder, {})
@@ -56,10 +56,10 @@ class Embedder:
         """Embed what is looked for, as `puma-edge search` does: with the bundle's instructions.
 
         Raises:
-            UsageError: an item is neither words nor a picture, or empty.
+            UsageError: an item is neither words nor a picture, or empty; or see `embed`.
             PumaError: a picture cannot be read.
         """
-        queries = [_as_query(item, None) for item in items]
+        queries = _as_queries(items, None)
         if not queries:
             return np.empty((0, self.dimension), np.float32)
         instructions = self.bundle.manifest.instructions
@@ -87,6 +87,15 @@ def open_bundle(
     bundle = Bundle.open(Path(folder))
     engine = open_engine(bundle, Runtime(runtime), PrecisionChoice(precision), threads)
     return Embedder(bundle, engine)
+
+
+def _as_queries(
+    items: Sequence[str | Path | Query] | Path | Query, instruction: str | None
+) -> list[Query]:
+    # A text is a sequence too: of its letters.
+    if isinstance(items, str | Path | Query):
+        raise UsageError(f"{items!r} given; expected a list of such: [{items!r}]")
+    return [_as_query(item, instruction) for item in items]
 
 
 def _as_query(item: str | Path | Query, instruction: str | None) -> Query:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -131,10 +133,15 @@ def settings(context: typer.Context) -> None:
 
 def main() -> None:
     """Run the command line; every foreseeable failure is one line and an exit code."""
+    # A file's name need not be UTF-8; stderr is as lenient from the start.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # Of pictures too large, decoding says so itself; Pillow warns from half of that on.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
         app()
     except PumaError as error:
-        print(f"puma-edge: {error}", file=sys.stderr)
+        report.say(f"puma-edge: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         _say_what_goes_on()
@@ -146,7 +153,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        print(f"puma-edge: {error.strerror}: {error.filename or 'disk'}", file=sys.stderr)
+        report.say(f"puma-edge: {error.strerror}: {error.filename or 'disk'}")
         raise SystemExit(1) from None
     finally:
         _quiet_broken_pipe()
@@ -154,7 +161,7 @@ def main() -> None:
 
 def _say_what_goes_on() -> None:
     line = shlex.join(["puma-edge", *sys.argv[1:]])
-    print(f"puma-edge: stopped; this goes on, or starts again: {line}", file=sys.stderr)
+    report.say(f"puma-edge: stopped; this goes on, or starts again: {line}")
 
 
 def _quiet_broken_pipe() -> None:

@@ -15,10 +15,10 @@ from puma_edge.prompts import Modality
 from puma_edge.runtimes.engine import Engine, PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.filters import Filters, parse_where
 from puma_edge.runtimes.index import Index, SearchSettings
-from puma_edge.runtimes.parts import locate
+from puma_edge.runtimes.parts import locate, printable
 from puma_edge.runtimes.query_file import read_queries
 from puma_edge.runtimes.searcher import Hit, Query, Wanted, embed_queries, search
-from puma_edge.runtimes.vectors import Form
+from puma_edge.runtimes.vectors import Form, shorten
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def find(path: Path, asked: Asked, config: SearchConfig) -> Answer:
         warnings.append(index.warning)
     vectors = [np.asarray(index.vectors)[rows].astype(np.float32)]
     if model is not None:
-        vectors.insert(0, model.embed(queries)[:, : index.header.dimension])
+        vectors.insert(0, shorten(model.embed(queries), index.header.dimension))
     corpus = Path(index.header.corpus)
     known = [_as_query(index, corpus, row) for row in rows]
     hits = search(index, np.concatenate(vectors), wanted)
@@ -194,6 +194,7 @@ def _queries(asked: Asked, instruction: str | None) -> list[Query]:
 
 def _row_of(index: Index, name: str) -> int:
     """The row with an id; or of a number, where no id is that number."""
+    name = printable(name)
     row = index.table.find(name)
     if row is None and name.isdecimal() and int(name) < len(index):
         row = int(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+# A terminal obeys these, and a file's name or text may hold them; lines and tabs stay.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """Make what a file says harmless in a terminal."""
+    return _CONTROL.sub("\ufffd", text)
+
 
 def say(text: str) -> None:
     """A remark, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str) -> str:
@@ -33,7 +42,7 @@ def show(values: Mapping[str, Any], as_json: bool) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
-        table.add_row(name, str(value))
+        table.add_row(visible(name), visible(str(value)))
     print_table(table)
 
 
@@ -55,4 +64,6 @@ def print_table(table: Table) -> None:
 
 def print_json(values: Any) -> None:
     """Print values as JSON on stdout."""
-    print(json.dumps(values, indent=2, ensure_ascii=False))
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    # JSON escapes the other control characters itself.
+    print(re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text))

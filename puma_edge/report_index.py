@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from puma_edge.report import new_table, print_json, print_table
+from puma_edge.report import new_table, print_json, print_table, visible
 
 if TYPE_CHECKING:  # each comes in with the command that makes it
     from puma_edge.runtimes.convert import Conversion
@@ -51,9 +51,9 @@ def show_hits(queries: Sequence[Query], hits: Sequence[Sequence[Hit]], as_json: 
     for query, found in zip(queries, hits, strict=True):
         name = " + ".join(part for part in (str(query.image or ""), query.text or "") if part)
         name = name if query.like is None else f"like {query.like}"
-        table = new_table("", "score", "file", "text", title=name)
+        table = new_table("", "score", "file", "text", title=visible(name))
         for hit in found:
-            table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.id, hit.text)
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", visible(hit.id), visible(hit.text))
         print_table(table)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from puma_edge.errors import InputError, PumaError
 from puma_edge.prompts import Modality
-from puma_edge.runtimes.documents import Corpus, Document, Quarantined
+from puma_edge.runtimes.documents import Corpus, Document, Quarantined, commonest
 from puma_edge.runtimes.parts import (
     Line,
     Span,
@@ -52,7 +52,7 @@ def scan(root: Path, progress: Callable[[int, int], None] | None = None) -> Corp
             raise PumaError(f"{root} cannot be listed; make it readable")
     found = sorted(scanner.found, key=lambda entry: (_ORDER[entry[2].modality], *entry[:2]))
     quarantine = sorted(scanner.quarantine, key=lambda entry: (entry.path, entry.reason))
-    unsupported = dict(sorted(scanner.unsupported.items()))
+    unsupported = commonest(scanner.unsupported)
     return Corpus(root, tuple(entry[2] for entry in found), tuple(quarantine), unsupported)
 
 
@@ -98,10 +98,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _ours(names: list[str]) -> set[str]:
-    """List the files of an index written into the corpus itself."""
+    """List the files of indexes in the corpus; their tables are known by their columns."""
     there = set(names)
     stems = [name[:-4] for name in names if name.endswith(".npy") and f"{name[:-4]}.json" in there]
-    return {stem + end for stem in stems for end in (".npy", ".json", ".parquet")}
+    return {stem + end for stem in stems for end in (".npy", ".json")}
 
 
 class _Scanner:

@@ -26,6 +26,10 @@ _KINDS = {
 }
 
 
+_SUFFIXES = 10  # named; a folder may hold as many as files
+_OTHERS = "others"
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One thing to embed: a row of the index.
@@ -74,7 +78,8 @@ class Corpus:
         root: the folder, as given.
         documents: texts, then images, then images with text, each sorted by the bytes of its path.
         quarantine: what cannot be read, sorted by path.
-        unsupported: suffix -> how many files of it were passed over; no part of `seen`.
+        unsupported: suffix, of the commonest ones, -> how many files of it were passed over, and
+            how many `others`; no part of `seen`.
 
     """
 
@@ -95,11 +100,22 @@ class Corpus:
 
     def describe_unsupported(self) -> str:
         """`3 .mp4 (video), 1 .pdf (document)`: empty where every file is supported."""
-        ranked = sorted(self.unsupported.items(), key=lambda entry: (-entry[1], entry[0]))
+        ranked = _rank(self.unsupported)
         kinds = ((count, suffix, _KINDS.get(suffix)) for suffix, count in ranked)
         return ", ".join(
             f"{n} {suffix}" + (f" ({kind})" if kind else "") for n, suffix, kind in kinds
         )
+
+
+def commonest(unsupported: Mapping[str, int]) -> dict[str, int]:
+    """Keep the commonest suffixes, and count the files of all others together."""
+    ranked = _rank(unsupported)
+    others = sum(count for _, count in ranked[_SUFFIXES:])
+    return {**dict(sorted(ranked[:_SUFFIXES])), **({_OTHERS: others} if others else {})}
+
+
+def _rank(unsupported: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(unsupported.items(), key=lambda one: (one[0] == _OTHERS, -one[1], one[0]))
 
 
 @dataclass(frozen=True)

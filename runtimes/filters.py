@@ -104,12 +104,11 @@ def _by_metadata(
 def _read(table: Table, text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PumaError(f"the metadata in {table.path} is damaged ({error})") from None
     return values if isinstance(values, dict) else {}
 
 
 def _is(found: Any, value: str) -> bool:
-    if isinstance(found, list):
-        return any(_is(one, value) for one in found)
-    return found == value if isinstance(found, str) else json.dumps(found) == value
+    every = found if isinstance(found, list) else [found]
+    return any(value == (one if isinstance(one, str) else json.dumps(one)) for one in every)

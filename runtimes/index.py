@@ -19,8 +19,8 @@ from puma_edge.runtimes.derived import Bits, open_binary, open_int8
 from puma_edge.runtimes.graph import Graph, open_graph
 from puma_edge.runtimes.kernels import Kernel, best_kernel
 from puma_edge.runtimes.notes import UnusableError, form_files
-from puma_edge.runtimes.opening import map_matrix, read_header
-from puma_edge.runtimes.records import AGAIN, Record, Table, count_rows
+from puma_edge.runtimes.opening import map_matrix, open_table, read_header
+from puma_edge.runtimes.records import AGAIN, Record, Table
 from puma_edge.runtimes.scan import (
     QUERIES,
     Allowed,
@@ -68,12 +68,14 @@ class Index:
         path: the .npy.
         header: what `index.json` says.
         vectors: [rows, dimension], mapped from the file.
+        table: what is known of the rows, row by row.
 
     """
 
     path: Path
     header: Header
     vectors: NDArray[Any]
+    table: Table
 
     @classmethod
     def open(cls, path: Path | str) -> Index:
@@ -92,14 +94,15 @@ class Index:
             )
         header = read_header(info, path)
         vectors = map_matrix(matrix)
-        rows = count_rows(table, path)
+        records = open_table(table, path)
+        rows = records.count()
         expected = (header.rows, header.dimension)
         if vectors.shape != expected or rows != header.rows or vectors.dtype != header.dtype:
             raise PumaError(
                 f"the files of {path} do not belong together ({vectors.dtype} {vectors.shape}, "
                 f"{rows} rows in {table.name}, {header.dtype} {expected} in {info.name}); {AGAIN}"
             )
-        return cls(path, header, vectors)
+        return cls(path, header, vectors, records)
 
     def __len__(self) -> int:
         """Rows."""
@@ -143,16 +146,18 @@ class Index:
             settings: in what form to go through the rows, and which of them.
 
         Raises:
-            UsageError: `top` or the dimension is out of range.
+            UsageError: `top` or the dimension is out of range, or see `Rows`.
             PumaError: a query is shorter than the rows, or holds no numbers; or the form asked for
                 is not there.
 
         """
         settings = settings or SearchSettings()
         queries = self._check(np.asarray(queries), top, settings)
+        threads = usable_cores() if settings.threads is None else settings.threads
+        rows = Rows(len(self), settings.allowed, threads)
         form = self._choose(settings)
         parts = [
-            self._search(queries[begin : begin + QUERIES], top, form, settings)
+            self._search(queries[begin : begin + QUERIES], top, form, rows, settings)
             for begin in range(0, max(len(queries), 1), QUERIES)
         ]
         return Found(
@@ -167,8 +172,9 @@ class Index:
             return self._int8
         return None
 
-    def _search(self, queries: Float32, top: int, form: Form, settings: SearchSettings) -> Found:
-        rows = Rows(len(self), settings.allowed, settings.threads or usable_cores())
+    def _search(
+        self, queries: Float32, top: int, form: Form, rows: Rows, settings: SearchSettings
+    ) -> Found:
         kernel = settings.kernel or best_kernel()
         vectors = np.asarray(self.vectors)
         match form:
@@ -184,7 +190,7 @@ class Index:
                 many = min(max(HNSW_CANDIDATES, 4 * top), len(self))
                 near = self._graph.nearest(queries, many, rows.threads)
                 if near is None:
-                    return self._search(queries, top, self._scanned(settings), settings)
+                    return self._search(queries, top, self._scanned(settings), rows, settings)
                 return rescore(vectors, queries, near, top)
             case _:
                 return scan_exactly(vectors, queries, top, rows)
@@ -216,8 +222,6 @@ class Index:
             raise UsageError(f"top is {top}; expected 1 or more")
         if not 1 <= width <= self.header.dimension:
             raise UsageError(f"{width} dimensions asked for; the index has {self.header.dimension}")
-        if settings.threads is not None and settings.threads < 1:
-            raise UsageError(f"{settings.threads} threads asked for; expected 1 or more")
         if queries.ndim != 2 or queries.shape[1] < self.header.dimension:
             raise PumaError(
                 f"queries of shape {queries.shape} for an index of {self.header.dimension} "
@@ -251,8 +255,3 @@ class Index:
 
         """
         return self.table.records(rows)
-
-    @cached_property
-    def table(self) -> Table:
-        """What is known of the rows, row by row."""
-        return Table(find_file(self.path, index_files(self.path)[1]))

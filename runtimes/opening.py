@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma_edge.errors import PumaError
-from puma_edge.runtimes.records import AGAIN
+from puma_edge.runtimes.records import AGAIN, Table
 from puma_edge.runtimes.writer import FORMAT_VERSION, Header
 
 
@@ -41,3 +41,9 @@ def map_matrix(path: Path) -> NDArray[Any]:
     except (OSError, ValueError, EOFError, AttributeError) as error:
         reason = str(error)
     raise PumaError(f"{path} is no index ({reason}); {AGAIN}")
+
+
+def open_table(path: Path, index: Path) -> Table:
+    if not path.exists():
+        raise PumaError(f"{index} has no {path.name} beside it; {AGAIN}")
+    return Table(path)

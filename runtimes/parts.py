@@ -199,18 +199,20 @@ def make_line(values: dict[str, Any]) -> Line:
         raise InputError(f'"id" is {type(name).__name__}, expected a string or a whole number')
     name = None if name is None else str(name)
     try:
-        for value in (text, name):
+        for value in (text, image, name, json.dumps(values, ensure_ascii=False, allow_nan=False)):
             (value or "").encode()
+        metadata = json.dumps(values, sort_keys=True) if values else ""
     except UnicodeEncodeError:
         raise InputError("holds half a surrogate pair: expected UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON ({error}): expected one object per line") from None
     text = (text or "").strip() or None
-    if len(text or "") > MAX_LINE_BYTES:
-        raise InputError("the text is over the limit of 4 MiB; shorten it")
+    if max(len(text or ""), len(metadata)) > MAX_LINE_BYTES:
+        raise InputError("the text or its metadata are over the limit of 4 MiB; shorten them")
     if text is None and not image:
         raise InputError('has neither "text" nor "image"')
     if "\0" in (text or ""):
         raise InputError("holds NUL characters, so it is no text")
-    metadata = json.dumps(values, sort_keys=True) if values else ""
     return Line(text, image or None, name, metadata)
 
 

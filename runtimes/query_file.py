@@ -43,7 +43,7 @@ def read_queries(path: Path, instruction: str | None = None) -> list[Query]:
 def _parse(line: str, where: str, folder: Path, instruction: str | None) -> Query:
     try:
         values: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--queries {where} is no JSON ({error})") from None
     good = isinstance(values, dict) and set(values) <= set(_KEYS)
     if not good or any(not isinstance(one, str) for one in values.values() if one is not None):

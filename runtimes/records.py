@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 
 from puma_edge.errors import PumaError
 from puma_edge.prompts import Modality
+from puma_edge.runtimes.tables import open_file
 from puma_edge.runtimes.writer import SCHEMA
 
 AGAIN = "write it again: puma-edge embed"
@@ -45,9 +48,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Table:
-    """The table at `path`, a row for each row of the index."""
+    """The table at `path`, a row for each row of the index.
+
+    Opened once: what takes the file's place later does not belong to the vectors that were mapped
+    with it. Threads may share it.
+    """
 
     path: Path
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Look up some rows.
@@ -56,14 +64,12 @@ class Table:
             PumaError: the table is damaged.
 
         """
-        try:
+        with self._reading() as file:
             groups = {row: self._group(row) for row in rows}
             tables: dict[int, pa.Table] = {
-                group: self._file.read_row_group(group) for group in set(groups.values())
+                group: file.read_row_group(group) for group in set(groups.values())
             }
             return [_record(tables[groups[row]], row - self._starts[groups[row]]) for row in rows]
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._damaged(error) from None
 
     def blocks(self, size: int) -> Iterator[pa.RecordBatch]:
         """Go through all rows, at most `size` at a time.
@@ -72,10 +78,12 @@ class Table:
             PumaError: the table is damaged.
 
         """
-        try:
-            yield from self._file.iter_batches(size)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._damaged(error) from None
+        with self._reading() as file:
+            groups = file.num_row_groups
+        for group in range(groups):
+            with self._reading() as file:
+                rows = file.read_row_group(group)
+            yield from rows.to_batches(size)
 
     def column(self, name: str) -> list[str]:
         """One column of all rows.
@@ -84,11 +92,9 @@ class Table:
             PumaError: the table is damaged.
 
         """
-        try:
-            values: list[str] = self._file.read([name]).column(0).to_pylist()
-            return values
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._damaged(error) from None
+        with self._reading() as file:
+            values: list[str] = file.read([name]).column(0).to_pylist()
+        return values
 
     def find(self, name: str) -> int | None:
         """The first row with this id, None if there is none.
@@ -97,18 +103,34 @@ class Table:
             PumaError: the table is damaged.
 
         """
-        try:
-            row: int = self._file.read(["id"]).column(0).index(name).as_py()
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._damaged(error) from None
+        with self._reading() as file:
+            row: int = file.read(["id"]).column(0).index(name).as_py()
         return row if row >= 0 else None
 
-    def _damaged(self, error: Exception) -> PumaError:
-        return PumaError(f"the table {self.path} is damaged ({error}); {AGAIN}")
+    def count(self) -> int:
+        """Count the rows.
+
+        Raises:
+            PumaError: the table is damaged.
+
+        """
+        with self._reading() as file:
+            if file.schema_arrow.names != SCHEMA.names:
+                raise ValueError(f"columns {file.schema_arrow.names}")
+            return int(file.metadata.num_rows)
+
+    @contextmanager
+    def _reading(self) -> Iterator[pq.ParquetFile]:
+        """Lend the file to one thread; two that read at once would end the process."""
+        try:
+            with self._lock:
+                yield self._file
+        except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+            raise PumaError(f"the table {self.path} is damaged ({error}); {AGAIN}") from None
 
     @cached_property
     def _file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path)
+        return pq.ParquetFile(open_file(self.path))
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -118,24 +140,6 @@ class Table:
 
     def _group(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
-
-
-def count_rows(path: Path, index: Path) -> int:
-    """Rows of the table at `path`, which belongs to `index`.
-
-    Raises:
-        PumaError: there is none, or it is damaged.
-
-    """
-    try:
-        info = pq.read_metadata(path)
-        if info.schema.to_arrow_schema().names != SCHEMA.names:
-            raise ValueError(f"columns {info.schema.to_arrow_schema().names}")
-        return int(info.num_rows)
-    except FileNotFoundError:
-        raise PumaError(f"{index} has no {path.name} beside it; {AGAIN}") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise PumaError(f"{path} is damaged ({error}); {AGAIN}") from None
 
 
 def _record(table: pa.Table, row: int) -> Record:

@@ -171,13 +171,14 @@ class Run:
 
     def outcome(self) -> Outcome:
         """Put together what became of each document, from the shards."""
-        failed: dict[str, str] = {}
+        failed: dict[str, Quarantined] = {}
         for key, window in zip(self.keys, self.plan, strict=True):
             for place, reason in self.store.failed(key).items():
-                failed[self.documents[window[place]].content] = reason
+                item = self.documents[window[place]]
+                failed[item.content] = Quarantined(item.place, reason)
         kept = tuple(item for item in self.corpus.documents if item.content not in failed)
         broken = [
-            Quarantined(item.place, failed[item.content])
+            _as_read(failed[item.content], item.place)
             for item in self.documents
             if item.content in failed
         ]
@@ -220,6 +221,13 @@ class Run:
         if self.watch.progress is not None:
             now = Progress(self.done, self.total, self.done_bytes, self.total_bytes, self.kept)
             self.watch.progress(now)
+
+
+def _as_read(first: Quarantined, place: str) -> Quarantined:
+    """Say of each place of a content what became of the one that was read."""
+    if place == first.path:
+        return first
+    return Quarantined(place, f"equal to {first.path}, which was tried: {first.reason}")
 
 
 def _size(done: Batches) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from puma_edge.errors import UsageError
 from puma_edge.inputs import Float32
 from puma_edge.runtimes.codes import Coded, Rotation, to_int8
 from puma_edge.runtimes.kernels import Kernel, UInt8, bit_distances, int8_products
@@ -35,11 +36,26 @@ class Rows:
         allowed: [total], None for all of them.
         threads: how many share the work.
 
+    Raises:
+        UsageError: `allowed` is something else, such as row numbers, or there are no threads.
+
     """
 
     total: int
     allowed: Allowed | None = None
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        given: object = self.allowed
+        mask = isinstance(given, np.ndarray) and given.dtype == bool
+        values = np.asarray(given)
+        if given is not None and not (mask and values.shape == (self.total,)):
+            raise UsageError(
+                f"allowed is {type(given).__name__} of {values.dtype} {values.shape}; expected an "
+                f"array of {self.total} bools, one for each row"
+            )
+        if self.threads < 1:
+            raise UsageError(f"{self.threads} threads asked for; expected 1 or more")
 
     @property
     def count(self) -> int:
@@ -124,7 +140,8 @@ def rescore(vectors: NDArray[Any], queries: Float32, rows: Int64, size: int) -> 
     width = queries.shape[1]
     scores = np.empty(rows.shape, np.float32)
     for number, (query, candidates) in enumerate(zip(queries, rows, strict=True)):
-        scores[number] = shorten(vectors[candidates], width) @ query
+        # Not a product with a matrix: there the last bits depend on the place among the candidates.
+        scores[number] = np.vecdot(shorten(vectors[candidates], width), query)
     return join([Found(scores, rows)], size)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from puma_edge.errors import InputError, PumaError, UsageError
-from puma_edge.images import UInt8, decode
-from puma_edge.inputs import Float32, InputSpec, Item
+from puma_edge.images import Patches, PixelLimits, decode, patchify
+from puma_edge.inputs import Encoded, Float32, InputSpec
 from puma_edge.prompts import Modality
+from puma_edge.resize import best_resizer
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.index import Index, SearchSettings
 from puma_edge.runtimes.records import Record
@@ -76,12 +77,21 @@ class Wanted:
         threshold: their least score, None for any.
         without: of each query the row that is no hit, None for none; empty for none at all.
 
+    Raises:
+        UsageError: `top` is less than 1, or the threshold no number.
+
     """
 
     top: int
     settings: SearchSettings | None = None
     threshold: float | None = None
     without: Sequence[int | None] = ()
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UsageError(f"top is {self.top}; expected 1 or more")
+        if self.threshold is not None and np.isnan(self.threshold):
+            raise UsageError("threshold is nan; expected a number, like 0.3")
 
 
 def embed_queries(
@@ -100,7 +110,7 @@ def embed_queries(
         PumaError: a picture cannot be read, or the encoder's answer has the wrong shape.
 
     """
-    rows = [encoder.encode(spec.collate([spec.encode(_item(q, instructions))])) for q in queries]
+    rows = [encoder.encode(spec.collate([_encode(q, spec, instructions)])) for q in queries]
     result: Float32 = np.concatenate(rows)
     if result.shape != (len(queries), encoder.dimension):
         raise PumaError(
@@ -143,19 +153,20 @@ def _hit(rank: int, score: float, row: int, record: Record) -> Hit:
     return Hit(rank, score, row, record.id, record.path, record.modality, record.text)
 
 
-def _item(query: Query, instructions: Mapping[str, str]) -> Item:
+def _encode(query: Query, spec: InputSpec, instructions: Mapping[str, str]) -> Encoded:
     text = (query.text or "").strip() or None
     if text is None and query.image is None:
         raise UsageError('nothing to search for; give words ("a fox"), --image FILE, or both')
-    images = () if query.image is None else (_decode(query.image),)
+    images = () if query.image is None else (_read(query.image, spec.limits),)
     instruction = query.instruction
     if instruction is None:
         instruction = instructions.get(query.modality.value)
-    return Item(text, images, instruction or None)
+    return spec.encode_patches(instruction or None, text, images)
 
 
-def _decode(path: Path) -> UInt8:
+def _read(path: Path, limits: PixelLimits) -> Patches:
+    """Decode and cut a picture as `embed` does, so that a picture finds itself."""
     try:
-        return decode(path)
+        return patchify(decode(path), limits, best_resizer())
     except InputError as error:
         raise PumaError(f"{path}: {error}") from None

@@ -37,11 +37,20 @@ class Address:
         collection: the collection, or table.
         key: API key or token, None for none.
 
+    Raises:
+        UsageError: the url is none.
+
     """
 
     url: str
     collection: str
     key: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            urlsplit(self.url)
+        except ValueError as error:  # not named: it may carry a password
+            raise UsageError(f"the address is no URL ({error}); give http://HOST:PORT") from None
 
     @property
     def shown(self) -> str:

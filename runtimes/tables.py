@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,12 +17,14 @@ from puma_edge.errors import InputError
 from puma_edge.runtimes.parts import Line, Span, make_line
 
 TABLE_SUFFIX = ".parquet"
+# Of the table of an index. It may lie in the corpus: its rows are no documents.
+INDEX_COLUMNS = ("id", "path", "modality", "hash", "text", "metadata")
 MAX_GROUP_BYTES = 256 * 2**20
 _BATCH = 1024  # rows
 
 
 def read_table(path: str) -> Iterator[tuple[int, Span, Line | InputError]]:
-    """List number (from 1), row group and row in it, and content of each row.
+    """List number (from 1), row group and row in it, and content of each row; none of an index's.
 
     Raises:
         InputError: the file is no Parquet, is damaged, or has neither a text nor an image column.
@@ -30,6 +33,8 @@ def read_table(path: str) -> Iterator[tuple[int, Span, Line | InputError]]:
     try:
         with _open(path) as file:
             names = file.schema_arrow.names
+            if tuple(names) == INDEX_COLUMNS:
+                return
             if "text" not in names and "image" not in names:
                 there = ", ".join(names[:8]) or "none"
                 raise InputError(f'has neither a "text" nor an "image" column (columns: {there})')
@@ -40,7 +45,9 @@ def read_table(path: str) -> Iterator[tuple[int, Span, Line | InputError]]:
                 _refuse_large(file, group)
                 row = 0
                 for batch in file.iter_batches(_BATCH, row_groups=[group], use_threads=False):
-                    for values in batch.to_pylist():
+                    for place in range(batch.num_rows):
+                        # One at a time: rows that repeat a long value hold it once until then.
+                        (values,) = batch.slice(place, 1).to_pylist()
                         number += 1
                         yield number, (group, row), _line(values)
                         row += 1
@@ -74,11 +81,20 @@ def _texts(path: str, changed: int, group: int) -> pa.ChunkedArray | None:
         return file.read_row_group(group, columns=["text"], use_threads=False).column(0)
 
 
+def open_file(path: str | Path) -> pa.NativeFile:
+    """Open a file for pyarrow, which itself opens none whose name is no UTF-8."""
+    return pa.OSFile(os.fsencode(path))
+
+
 def _open(path: str) -> pq.ParquetFile:
     # A pipe called x.parquet would block for ever when opened.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise InputError("not a regular file")
-    return pq.ParquetFile(path)
+    about = pq.read_metadata(open_file(path))
+    columns = [about.schema.column(place) for place in range(about.num_columns)]
+    # Kept as they are written, each different value once: a small file can repeat a long one.
+    words = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    return pq.ParquetFile(open_file(path), metadata=about, read_dictionary=words)
 
 
 def _refuse_large(file: pq.ParquetFile, group: int) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma_edge.errors import PumaError
@@ -18,7 +16,7 @@ from puma_edge.prompts import Modality
 from puma_edge.resize import Resizer
 from puma_edge.runtimes.documents import Document
 from puma_edge.runtimes.index import Index
-from puma_edge.runtimes.writer import find_file, index_files
+from puma_edge.runtimes.writer import find_file
 
 _UNKNOWN, _AND = "unknown", ", "
 
@@ -92,8 +90,7 @@ class Earlier:
             PumaError: its rows cannot stand beside new ones, or it is damaged.
 
         """
-        matrix, table = (find_file(out, index_files(out)[place]) for place in (3, 1))
-        if not matrix.exists():
+        if not find_file(out, out.name).exists():
             return cls.none()
         index = Index.open(out)
         for name, wanted in vars(needed).items():
@@ -103,14 +100,8 @@ class Earlier:
                     f"{out} has {name} {found}, this run {wanted}: its rows cannot be kept; "
                     "run as it was made, or leave out --update to embed everything again"
                 )
-        try:
-            columns = pq.read_table(table, columns=["id", "hash"])
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise PumaError(
-                f"the table of {out} is damaged ({error}); leave out --update"
-            ) from None
-        hashes = columns["hash"].to_pylist()
-        entries = tuple(zip(columns["id"].to_pylist(), hashes, strict=True))
+        hashes = index.table.column("hash")
+        entries = tuple(zip(index.table.column("id"), hashes, strict=True))
         rows = {content: row for row, content in enumerate(hashes)}
         noted = index.header.resizer
         resizers = frozenset(filter(None, (_UNKNOWN if noted is None else noted).split(_AND)))
@@ -125,7 +116,7 @@ class Earlier:
         return (
             f"pictures are resized by {resizer.value} now, and were by "
             f"{_AND.join(sorted(self.resizers))} in the index: embeddings of equal pictures "
-            "differ slightly (cosine 0.9999); the rows that are there are kept"
+            "differ slightly (cosine above 0.999); the rows that are there are kept"
         )
 
     def join_resizers(self, resizer: Resizer, documents: Sequence[Document]) -> str:

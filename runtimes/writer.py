@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from puma_edge.inputs import Float32
 from puma_edge.runtimes.documents import Document, Quarantined
 from puma_edge.runtimes.files import sync_folder, write_header
+from puma_edge.runtimes.tables import INDEX_COLUMNS
 from puma_edge.runtimes.vectors import Storage
 
 FORMAT_VERSION = 1
 _BLOCK = 4096
 _ROW_GROUP = 16384
-_COLUMNS = ("id", "path", "modality", "hash", "text", "metadata")
-SCHEMA = pa.schema([(name, pa.string()) for name in _COLUMNS])
+SCHEMA = pa.schema([(name, pa.string()) for name in INDEX_COLUMNS])
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Header:
         embedded: rows computed, by this run or one before it.
         quarantined: documents without a row.
         duplicates: rows copied from a document of equal content.
-        unsupported: suffix -> files passed over.
+        unsupported: suffix -> files passed over; see `Corpus`.
         resizer: what resized its pictures; several, with commas, after updates by runs with and
             without the extra `fast`. None in an index that is older than this entry.
         format_version: of the whole index.
@@ -135,7 +135,9 @@ def write_index(out: Path, outcome: Outcome, header: Header) -> None:
 def _fill(folder: Path, out: Path, outcome: Outcome, header: Header) -> None:
     quarantine, table, info, matrix = (folder / name for name in index_files(out))
     lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in outcome.quarantine]
-    _write(quarantine, lambda file: file.write("".join(f"{x}\n" for x in lines).encode()))
+    # Whatever a reason quotes, the run must end.
+    quoted = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+    _write(quarantine, lambda file: file.write(quoted))
     _write(table, lambda file: _write_table(file, outcome.kept))
     _write(info, lambda file: file.write(dump_header(header)))
     _write(matrix, lambda file: _write_matrix(file, outcome, header))

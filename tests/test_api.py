@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import puma_edge
 from puma_edge import Embedder, Query
@@ -16,7 +17,7 @@ from puma_edge.prompts import PromptFormat
 from puma_edge.runtimes.engine import Engine
 from puma_edge.runtimes.searcher import embed_queries
 from tests.checkout import ROOT, run_python
-from tests.edge import DIMENSION, HashEncoder, encoded, picture, small_spec
+from tests.edge import DIMENSION, HashEncoder, embed, encoded, fill, picture, small_spec
 
 LIGHT = """
 import sys
@@ -67,9 +68,22 @@ def test_words_pictures_and_both(tmp_path: Path) -> None:
     assert model.embed([]).shape == model.embed_queries([]).shape == (0, DIMENSION)
 
 
+def test_a_picture_is_resized_as_embed_resizes_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rough = Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8))
+    root = fill(tmp_path / "corpus", {"a.png": encoded(rough)})
+    embed(root, tmp_path / "index.npy")
+    assert np.array_equal(embedder().embed([root / "a.png"]), np.load(tmp_path / "index.npy"))
+
+
 def test_what_cannot_be_embedded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="3 given; expected words"):
         embedder().embed([3])  # type: ignore[list-item]
+    for item in ("a fox", tmp_path / "q.png", Query("a fox")):
+        with pytest.raises(UsageError, match="expected a list"):
+            embedder().embed(item)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="expected a list"):
+            embedder().embed_queries(item)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="nothing to search for"):
         embedder().embed([" "])
     with pytest.raises(PumaError, match=r"gone\.png"):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from puma_edge.about import describe
+from puma_edge.errors import PumaError
 from tests.commands import puma
 
 
@@ -47,3 +49,10 @@ def test_bench_compares_four_backends(work: Path) -> None:
     assert all(row["cosine"] > 0.9999 and row["runs"] >= 3 for row in fp32)
     assert all(row["p99_ms"] >= row["median_ms"] > 0 for row in report["rows"])
     assert (work / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("metrics", ["{", "[]", "{}", '{"recall": {"a": 1}}', '{"recall": {}}'])
+def test_a_damaged_run_is_one_line(tmp_path: Path, metrics: str) -> None:
+    (tmp_path / "metrics.json").write_text(metrics)
+    with pytest.raises(PumaError, match=r"the run .* is damaged"):
+        describe(tmp_path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.commands import puma
+from tests.edge import encoded, fill
 
 
 def test_search_by_words_by_picture_and_by_both(work: Path) -> None:
@@ -47,6 +50,26 @@ def test_search_with_filters_and_many_queries(work: Path, tmp_path: Path) -> Non
     done = puma("search", "index.npy", "a fox", "--dim", "32", cwd=work)
     assert done.returncode == 0
     assert "not trained for 32 dimensions" in done.stderr
+
+
+def test_scores_are_cosines_in_an_index_of_fewer_dimensions(work: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "corpus", {"a.txt": "a fox", "b.txt": "red heart"})
+    given = ("--bundle", str(work / "bundle"))
+    done = puma("embed", "corpus", "--dim", "32", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = ("search", "index.npy", "a fox", "--instruction", "", "--top", "1", "--json")
+    (answer,) = json.loads(puma(*line, *given, cwd=tmp_path).stdout)
+    assert answer["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_of_a_large_picture_nothing_but_what_is_wrong_is_said(work: Path, tmp_path: Path) -> None:
+    data = bytearray(encoded(Image.new("1", (8, 8))))
+    data[16:24] = struct.pack(">II", 10_000, 10_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "large.png").write_bytes(data)
+    done = puma("search", "index.npy", "--image", str(tmp_path / "large.png"), cwd=work)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "damaged image" in done.stderr
 
 
 def test_the_readmes_python_does_what_the_commands_do(work: Path) -> None:

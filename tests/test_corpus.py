@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,8 @@ from puma_edge.runtimes import parts
 from puma_edge.runtimes.corpus import scan
 from puma_edge.runtimes.documents import Corpus, load
 from puma_edge.runtimes.parts import content_hash, locate
-from tests.edge import encoded, fill, picture
+from tests.edge import encoded, fill, picture, write_rows
+from tests.vectors import units
 
 PNG = encoded(picture(1))
 
@@ -121,7 +124,10 @@ BAD_LINES = {
     b'{"text": "\xff"}': "expected UTF-8",
     b'{"image": "gone.png"}': "cannot be read",
     b'{"image": "a\\u0000.png"}': "cannot be read",
-    b'{"image": "\\ud800.png"}': "cannot be read",
+    b'{"image": "\\ud800.png"}': "surrogate",
+    b'{"text": "a", "n": ["\\udfff"]}': "surrogate",
+    b'{"text": "a", "\\udfff": 1}': "surrogate",
+    b'{"text": "a", "n": 1e400}': "not JSON",
     b'{"image": "../secret.png"}': "outside",
     b'{"image": "x/../../secret.png"}': "outside",
     b'{"image": "/etc/hostname"}': "outside",
@@ -179,8 +185,9 @@ def test_an_unlistable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_unsupported_files_are_named_and_ours_passed_over(tmp_path: Path) -> None:
     names = ["a.pdf", "b.MP4", "c.heic", "d.svg", "e.mp4", "Makefile", ".hidden.txt", ".git/a.txt"]
-    ours = ["index.npy", "index.json", "index.parquet", "index.quarantine.jsonl"]
-    ours += ["index.npy.partial/x.json", "index.npy.partial/ready/index.quarantine.jsonl"]
+    ours = ["index.quarantine.jsonl", "index.npy.partial/x.json"]
+    ours += ["index.npy.partial/ready/index.quarantine.jsonl"]
+    write_rows(tmp_path / "index.npy", units(3))
     corpus = scan(fill(tmp_path, dict.fromkeys(names + ours, b"x")))
     assert corpus.seen == 0
     expected = {"(no suffix)": 1, ".heic": 1, ".mp4": 2, ".pdf": 1, ".svg": 1}
@@ -188,6 +195,22 @@ def test_unsupported_files_are_named_and_ours_passed_over(tmp_path: Path) -> Non
     assert corpus.describe_unsupported().startswith(
         "2 .mp4 (video), 1 (no suffix), 1 .heic (image)"
     )
+
+
+def test_of_many_suffixes_the_commonest_are_named(tmp_path: Path) -> None:
+    corpus = scan(fill(tmp_path, {f"mail.{n}": b"" for n in range(50)} | {"a.x": b"", "b.x": b""}))
+    assert corpus.describe_unsupported().startswith("2 .x, 1 .0, 1 .1, 1 .10,")
+    assert corpus.describe_unsupported().endswith(", 41 others")
+    assert sum(corpus.unsupported.values()) == 52
+
+
+def test_tables_of_indexes_are_told_from_documents(tmp_path: Path) -> None:
+    write_rows(tmp_path / "index.npy", units(3))
+    fill(tmp_path, {"a.txt": "a fox", "train.json": "{}", "train.npy": "x"})
+    pq.write_table(pa.table({"id": ["7"], "text": ["one"]}), tmp_path / "train.parquet")
+    assert [item.id for item in scan(tmp_path).documents] == ["a.txt", "7"]
+    (tmp_path / "index.npy").unlink()  # as after a kill, before the last file was in place
+    assert [item.id for item in scan(tmp_path).documents] == ["a.txt", "7"]
 
 
 def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from puma_edge.prompts import Modality
 from puma_edge.resize import Resizer
 from puma_edge.runtimes import files, plan, run, writer
 from puma_edge.runtimes.corpus import scan
+from puma_edge.runtimes.documents import Quarantined
 from puma_edge.runtimes.embedder import Settings, embed_corpus
 from puma_edge.runtimes.index import Index
 from puma_edge.runtimes.vectors import Storage, shorten
@@ -160,6 +162,28 @@ def test_the_quarantine_goes_when_the_reason_has_gone(tmp_path: Path) -> None:
     (root / "broken.png").unlink()
     embed(root, out)
     assert not (tmp_path / "index.quarantine.jsonl").exists()
+
+
+def test_a_copy_of_what_cannot_be_read_says_which_was_tried(tmp_path: Path) -> None:
+    files = {"a.txt": "same", "b.txt": "same", "c.txt": "other"}
+    root, out = fill(tmp_path / "corpus", files), tmp_path / "index.npy"
+    corpus = scan(root)
+    (root / "a.txt").unlink()
+    embed_corpus(corpus, out, small_spec(), HashEncoder(), STAMP)
+    lines = (tmp_path / "index.quarantine.jsonl").read_text().splitlines()
+    reasons = {entry["path"]: entry["reason"] for entry in map(json.loads, lines)}
+    assert reasons["a.txt"].startswith("cannot be read (No such file")
+    assert reasons["b.txt"] == f"equal to a.txt, which was tried: {reasons['a.txt']}"
+
+
+def test_no_reason_keeps_a_run_from_ending(tmp_path: Path) -> None:
+    root, out = fill(tmp_path / "corpus", {"a.txt": "short"}), tmp_path / "index.npy"
+    (root / "l.jsonl").write_text('{"image": "\\ud800.png"}')
+    assert embed(root, out).quarantined == 1
+    corpus = replace(scan(root), quarantine=(Quarantined("b.png", "it says \ud800"),))
+    assert embed_corpus(corpus, out, small_spec(), HashEncoder(), STAMP).quarantined == 1
+    (line,) = (tmp_path / "index.quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == "b.png"
 
 
 def test_embeddings_that_are_no_numbers_are_quarantined(tmp_path: Path) -> None:

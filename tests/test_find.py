@@ -71,6 +71,24 @@ def test_filters_that_cannot_be_asked(index: Index) -> None:
             parse_where([wrong])
 
 
+def test_a_row_that_is_nested_deep_bars_no_filter(tmp_path: Path) -> None:
+    deep: object = 1
+    for _ in range(480):
+        deep = [deep]
+    path = write_rows(tmp_path / "index.npy", units(2), [{"m": deep}, {"m": [1, 2]}])
+    assert left(Index.open(path), Filters(where=(("m", "1"),))) == [1]
+
+
+def test_an_index_of_any_name_is_told_of(tmp_path: Path) -> None:
+    write_rows(tmp_path / "index.npy", units(20))
+    for path in list(tmp_path.iterdir()):
+        path.rename(tmp_path / f"\udcff{path.suffix}")
+    line = ("convert", "\udcff.npy", "--to", "int8")
+    done = puma(*line, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\udcff.int8.npy" in done.stdout
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     least=st.floats(-1, 1), top=st.integers(1, 170), alone=st.booleans(), seed=st.integers(0, 99)
@@ -124,6 +142,7 @@ def test_queries_from_a_file(tmp_path: Path) -> None:
         ("q.txt", b" \n\n", "no query"),
         ("q.txt", b"\xff\xfe\xff", "cannot be read"),
         ("q.jsonl", b'{"text": "a"}\nno json\n', "line 2"),
+        ("q.jsonl", b"[" * 100_000, "is no JSON"),
         ("q.jsonl", b'["a"]', "expected an object"),
         ("q.jsonl", b'{"txt": "a"}', "expected an object"),
         ("q.jsonl", b'{"text": 3}', "expected an object"),
@@ -198,6 +217,10 @@ def test_settings_stand_in_a_file(index: Index) -> None:
 BAD = [
     (("search", "index.npy", "--like", "nope"), 1, "no row with that id"),
     (("search", "index.npy", "--like", "150"), 1, "no row with that id"),
+    (("search", "index.npy", "--like", "\udcff"), 1, "no row with that id"),
+    (("search", "index.npy", "--like", "3", "--top", "0"), 2, "top is 0"),
+    (("search", "index.npy", "--like", "3", "--top", "-1"), 2, "top is -1"),
+    (("search", "index.npy", "--like", "3", "--threshold", "nan"), 2, "threshold is nan"),
     (("search", "index.npy", "--like", "3", "--where", "x"), 2, "column=value"),
     (("search", "index.npy", "--like", "3", "--dim", "17"), 2, "17 dimensions"),
     (("search", "index.npy", "--like", "3", "--form", "binary"), 1, "is not used"),

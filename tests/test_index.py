@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +18,19 @@ from puma_edge.images import PixelLimits
 from puma_edge.prompts import Modality, PromptFormat
 from puma_edge.runtimes import scan
 from puma_edge.runtimes.index import Index, SearchSettings
+from puma_edge.runtimes.records import Table
 from puma_edge.runtimes.searcher import Query, Wanted, embed_queries, search
 from puma_edge.runtimes.vectors import shorten
 from puma_edge.runtimes.writer import Header
-from tests.edge import HashEncoder, embed, encoded, fill, mixed, picture, small_spec
+from tests.checkout import run_python
+from tests.edge import HashEncoder, embed, encoded, fill, mixed, picture, small_spec, write_rows
 from tests.vectors import brute, units
 
 
 def index_of(vectors: np.ndarray) -> Index:
     rows, width = vectors.shape
     header = Header("m", "fp32", "p", width, str(vectors.dtype), rows, "c", rows, rows, 0, 0)
-    return Index(Path("index.npy"), header, vectors)
+    return Index(Path("index.npy"), header, vectors, Table(Path("index.parquet")))
 
 
 def manifest(model_id: str) -> Manifest:
@@ -114,6 +117,15 @@ def test_queries_that_cannot_be_answered() -> None:
         index.search(np.ones((1, 3), np.float32), 1)
     with pytest.raises(PumaError, match="not finite"):
         index.search(np.full((1, 4), np.nan, np.float32), 1)
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [np.ones(3, bool), np.ones(30, bool), np.array([0, 3]), np.ones((9, 1), bool), [True] * 9],
+)
+def test_allowed_says_it_of_each_row(allowed: Any) -> None:
+    with pytest.raises(UsageError, match="array of 9 bools"):
+        index_of(units(9)).search(units(1), 3, SearchSettings(allowed=allowed))
 
 
 @pytest.fixture
@@ -208,6 +220,42 @@ def test_records_in_any_order(made: Path, monkeypatch: pytest.MonkeyPatch) -> No
     everything = index.records(range(len(index)))
     assert index.records([21, 0, 7, 7]) == [everything[n] for n in (21, 0, 7, 7)]
     assert index.records([]) == []
+
+
+def test_an_open_index_stays_the_one_it_was(tmp_path: Path) -> None:
+    before = Index.open(write_rows(tmp_path / "index.npy", units(9)))
+    write_rows(tmp_path / "new.npy", units(1, seed=1))
+    for suffix in (".npy", ".json", ".parquet"):
+        (tmp_path / f"new{suffix}").replace(tmp_path / f"index{suffix}")
+    hits = search(before, units(9), Wanted(1))
+    assert [found.id for (found,) in hits] == [f"id-{n}" for n in range(9)]
+    assert len(Index.open(before.path)) == 1
+
+
+# Two threads that read one of pyarrow's files end the process: so in one of its own.
+TOGETHER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from puma_edge import Index
+index = Index.open(sys.argv[1])
+records = index.records(range(len(index)))
+
+def read(seed):
+    for n in range(60):
+        rows = [(seed * 31 + n * 7) % len(index), (seed + n * 13) % len(index)]
+        assert index.records(rows) == [records[row] for row in rows]
+        assert index.table.find(records[rows[0]].id) == rows[0]
+        assert index.table.column("path")[rows[1]] == records[rows[1]].path
+        assert sum(block.num_rows for block in index.table.blocks(50)) == len(index)
+
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(read, range(8)))
+"""
+
+
+def test_threads_share_an_index(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "index.npy", units(500, 4))
+    run_python("-c", TOGETHER, str(path))
 
 
 def test_queries_find_what_they_describe(tmp_path: Path) -> None:

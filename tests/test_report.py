@@ -59,3 +59,16 @@ def test_names_and_texts_are_printed_as_they_are(
     report_index.show_hits([Query(name)], hits(name), as_json=True)
     (answer,) = json.loads(capsys.readouterr().out)
     assert (answer["query"]["text"], answer["hits"][0]["id"]) == (name, name)
+
+
+def test_nothing_that_a_terminal_obeys_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    name = "".join(map(chr, range(0xA0))) + "a.txt"
+    report_index.show_hits([Query(name), Query(like=name)], hits(name) * 2, as_json=False)
+    report.show({name: name, "nested": {name: 1}}, as_json=False)
+    report.say(name)
+    report_index.show_hits([Query(name)], hits(name), as_json=True)
+    printed = capfd.readouterr()
+    controls = {one for one in printed.out + printed.err if one < " " or "\x7f" <= one < "\xa0"}
+    assert controls == set("\t\n")
+    (answer,) = json.loads(printed.out[printed.out.rindex("\n[") :])
+    assert answer["query"]["text"] == name

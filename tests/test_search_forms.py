@@ -55,6 +55,17 @@ def test_small_indexes(tmp_path: Path, rows: int, form: Form) -> None:
     assert index.search(queries, 20, nothing).rows.shape == (3, 0)
 
 
+@pytest.mark.parametrize("form", [Form.INT8, Form.BINARY])
+def test_equal_rows_have_equal_scores_and_come_in_their_order(tmp_path: Path, form: Form) -> None:
+    path = write_rows(tmp_path / "index.npy", np.repeat(clustered(5, 96), 7, axis=0))
+    convert(path, Target(form.value))
+    found = Index.open(path).search(clustered(40, 96, seed=1), 35, SearchSettings(form))
+    groups = found.rows.reshape(40, 5, 7)
+    assert np.array_equal(groups, groups[:, :, :1] + np.arange(7))
+    scores = found.scores.reshape(40, 5, 7)
+    assert np.array_equal(scores, np.broadcast_to(scores[:, :, :1], scores.shape))
+
+
 def test_many_queries_and_none(tmp_path: Path) -> None:
     vectors = clustered(300, 16)
     path = write_rows(tmp_path / "index.npy", vectors)

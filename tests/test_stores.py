@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -83,6 +84,61 @@ def test_pickles_in_a_folder_are_looked_through_first(
     assert not (tmp_path / "harmed").exists()
 
 
+HALF = """
+import os, signal, sqlite3, sys
+base = sqlite3.connect(sys.argv[1])
+base.execute("PRAGMA cache_size = 1")
+base.executemany("INSERT INTO points VALUES (?, ?)", ((str(n), bytes(9000)) for n in range(99)))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_folder_that_a_kill_left_half_written_is_opened(tmp_path: Path) -> None:
+    index = make_index(tmp_path / "index.npy", 2)
+    pushed(Kind.QDRANT, tmp_path, index)
+    (path,) = (tmp_path / "store").glob("collection/*/storage.sqlite")
+    subprocess.run([sys.executable, "-c", HALF, str(path)], check=False)
+    assert path.with_name("storage.sqlite-journal").stat().st_size
+    assert pushed(Kind.QDRANT, tmp_path, index).there == 2
+
+
+def _other_name(store: Path, name: str) -> None:
+    meta = store / "meta.json"
+    told = json.loads(meta.read_text())
+    told["collections"][name] = told["collections"].pop("photos")
+    meta.write_text(json.dumps(told))
+    (store / "collection" / name).parent.mkdir(exist_ok=True)
+    os.rename(store / "collection" / "photos", store / "collection" / name)
+
+
+SHOWN = {
+    # What qdrant-client reads and the check would not: points of another file, ...
+    "nested": lambda store: _other_name(store, "a/b"),
+    "outside": lambda store: _other_name(store, "../b"),
+    # ... every second time, and where the rows come from an index.
+    "view": "ALTER TABLE points RENAME TO old;"
+    "CREATE VIEW points AS SELECT id, CASE WHEN abs(random()) % 2 THEN point END AS point FROM old",
+    "index": "CREATE INDEX other ON points (point)",
+}
+
+
+@pytest.mark.parametrize("how", SHOWN.values(), ids=SHOWN)
+def test_a_folder_that_shows_other_points_than_it_holds_is_refused(
+    how: str | Callable[[Path], None], tmp_path: Path
+) -> None:
+    index = make_index(tmp_path / "index.npy", 2)
+    pushed(Kind.QDRANT, tmp_path, index)
+    pushed(Kind.QDRANT, tmp_path, index)  # as it is, it is opened again
+    (path,) = (tmp_path / "store").glob("collection/*/storage.sqlite")
+    if callable(how):
+        how(tmp_path / "store")
+    else:
+        with closing(sqlite3.connect(path)) as base, base:
+            base.executescript(how)
+    with pytest.raises(PumaError, match="something else than Qdrant's points"):
+        pushed(Kind.QDRANT, tmp_path, index)
+
+
 @pytest.mark.extra
 def test_what_milvus_cannot_take_is_said(tmp_path: Path) -> None:
     told = [{"note": "x" * 70_000}, {}, {}, {}]
@@ -116,6 +172,8 @@ def test_addresses_that_cannot_be(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=words):
             open_store(kind, Address(url, "photos"))
+    with pytest.raises(UsageError, match="the address is no URL"):
+        Address("http://me:secret@[bad", "photos")
     assert Address("https://me:secret@host:6333/x", "c").shown == "https://host:6333/x"
 
 

@@ -16,6 +16,7 @@ from puma_edge.prompts import Modality
 from puma_edge.runtimes import tables
 from puma_edge.runtimes.corpus import scan
 from puma_edge.runtimes.documents import load
+from tests.checkout import run_python
 from tests.edge import embed, encoded, fill, picture
 
 PNG = encoded(picture(1))
@@ -92,6 +93,43 @@ def test_tables_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(tables, "MAX_GROUP_BYTES", 10)
     reasons = {entry.path: entry.reason for entry in scan(root).quarantine}
     assert "write the table with smaller row groups" in reasons["good.parquet"]
+
+
+REPEATED = """
+import resource, sys
+from pathlib import Path
+from puma_edge.runtimes.corpus import scan
+from puma_edge.runtimes.documents import load
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+corpus = scan(Path(sys.argv[1]) / "empty")
+before = peak()
+corpus = scan(Path(sys.argv[1]) / "corpus")
+assert len(load(corpus.root, corpus.documents[-1]).text) == 119_999
+print(len(corpus.documents), peak() - before)
+"""
+
+
+def test_a_long_text_that_rows_repeat_is_held_once(tmp_path: Path) -> None:
+    long = pa.array(["lorem ipsum " * 10_000])
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), long)
+    columns = {"text": text, "tags": [["a", "b"]] * 2000}
+    write(tmp_path / "corpus" / "t.parquet", columns, rows=2000)
+    (tmp_path / "empty").mkdir()
+    assert (tmp_path / "corpus" / "t.parquet").stat().st_size < 20_000
+    found, grown = map(int, run_python("-c", REPEATED, str(tmp_path)).split())
+    assert found == 2000
+    assert grown < 40, grown  # MB; a thousand rows written out are 120
+
+
+def test_a_table_whose_name_is_no_utf8_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "t.parquet", {"text": ["a fox"]})
+    (tmp_path / "t.parquet").rename(tmp_path / os.fsdecode(b"caf\xe9.parquet"))
+    corpus = scan(tmp_path)
+    assert [item.id for item in corpus.documents] == ["caf\\xe9.parquet#1"]
+    assert load(tmp_path, corpus.documents[0]).text == "a fox"
 
 
 def test_tables_are_read_by_their_row_groups(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from puma_edge.runtimes.index import Index, SearchSettings
 from puma_edge.runtimes.notes import form_files
 from puma_edge.runtimes.vectors import Form, Target
 from tests.edge import write_rows
-from tests.vectors import brute, clustered
+from tests.vectors import brute, clustered, let_the_clock_tick
 
 
 def _other_rows(path: Path) -> None:
@@ -76,7 +75,7 @@ def test_stale_or_damaged_int8_rows_are_never_used(
     path = write_rows(tmp_path / "index.npy", clustered(500, 24))
     convert(path, Target.INT8)
     assert Index.open(path).warning is None
-    time.sleep(0.01)  # the clock of a file's times ticks every few milliseconds
+    let_the_clock_tick(tmp_path)
     harm(tmp_path / name)
     index = Index.open(path)
     queries = clustered(4, 24, seed=9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from puma_edge.runtimes.kernels import Kernel, best_kernel
@@ -35,3 +37,13 @@ def overlap(found: np.ndarray, expected: np.ndarray) -> float:
     return float(
         np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, expected, strict=True)])
     )
+
+
+def let_the_clock_tick(folder: Path) -> None:
+    """Wait until a file that is written now has another time than any written before."""
+    probe = folder / "tick"
+    probe.touch()
+    before = probe.stat().st_mtime_ns
+    while probe.stat().st_mtime_ns == before:
+        probe.touch()
+    probe.unlink()

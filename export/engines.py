@@ -23,7 +23,7 @@ from puma_edge.runtimes.nvidia import (
     Shape,
     TensorRT,
 )
-from puma_edge.runtimes.plans import ENGINES, PARTS, SERVED, plan_file
+from puma_edge.runtimes.plans import ENGINES, PARTS, SERVED, built_from, plan_file
 from puma_edge.runtimes.trt import open_gpu
 from puma_edge.runtimes.trt_log import Messages
 
@@ -218,7 +218,7 @@ def build_with(
             _write(kept, cache)
             about = {
                 **asdict(device),
-                "graph": sha256(graph),
+                "built_from": built_from(bundle, part, precision),
                 "plan": sha256(path),
                 "profiles": [asdict(profile) for profile in profiles],
             }

@@ -106,7 +106,7 @@ def measure(
         "runs": args.runs,
         "cases": [asdict(case) for case in CASES if args.batches or case.items == 1],
     }
-    turns = run_turns(request, backends, args.rounds, turn_done, optional=backends)
+    turns = run_turns(request, backends, args.rounds, turn_done)
     missing = {
         name: f"{why}; no engine was built: {no_engines}"
         if name.startswith("trt") and no_engines

@@ -44,6 +44,7 @@ BAD = [
     (("export", "MODEL", "--data", "SMALL", "--out", "texts"), None, 2, "--out texts is there"),
     (("export", "MODEL", "--data", "SMALL", "--out", "."), None, 2, "--out . would remove"),
     (("export", "bundle", "--data", "SMALL"), None, 2, "--out bundle would remove bundle"),
+    (("export", "bundle", "--trt", "--int8-trt"), None, 2, "--int8-trt changes nothing in bundle"),
     (("embed", "nowhere"), None, 1, "nowhere"),
     (("embed", "empty"), None, 1, "holds no image and no text"),
     (("embed", "texts", "--bundle", "empty"), None, 1, "is no bundle"),

@@ -114,11 +114,11 @@ def test_fp32_engines_are_built_only_where_there_is_nothing_smaller(bundle: Bund
     assert worth_building(alone) == [Precision.FP32]
 
 
-def test_engines_of_a_bundle_are_asked_for_without_torch(bundle: Bundle) -> None:
+@pytest.mark.parametrize("line", [["--trt"], []])
+def test_engines_of_a_bundle_are_asked_for_without_torch(bundle: Bundle, line: list[str]) -> None:
     code = """
 import sys
 from puma_edge.cli import main
-sys.argv[1:] = ["export", "bundle", "--trt"]
 try:
     main()
 except SystemExit as end:
@@ -129,8 +129,11 @@ except SystemExit as end:
         import tensorrt  # noqa: F401
     except ModuleNotFoundError:
         (bundle.folder / "bundle").symlink_to(bundle.folder)
+        if not line:  # said in the settings, beside what is for other exports
+            settings = "[export]\ntrt = true\nint8 = true\n"
+            (bundle.folder / "puma-edge.toml").write_text(settings)
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, "export", "bundle", *line],
             cwd=bundle.folder,
             capture_output=True,
             text=True,

@@ -28,6 +28,7 @@ from puma_edge.bench import CASES
 from puma_edge.bench_worker import make_batch
 from puma_edge.bundle import Bundle, Precision
 from puma_edge.feeds import text_feeds, vision_feeds
+from puma_edge.runtimes.ort import token_width
 
 PARTS = ("vision", "text")
 READ_BYTES = 2**30
@@ -105,7 +106,7 @@ def costs(folder: Path) -> dict[str, Cost]:
     ran: dict[str, list[str]] = {part: [] for part in PARTS}
     for case in CASES:
         batch = make_batch(bundle.spec, case.items, case.tokens, image=case.image, edge=case.edge)
-        tokens = np.zeros((0, bundle.manifest.dimension), np.float32)
+        tokens = np.zeros((0, token_width(sessions["text"])), np.float32)
         if len(batch.n_patches):
             tokens = sessions["vision"].run(None, vision_feeds(batch))[0]
             ran["vision"].append(case.name)

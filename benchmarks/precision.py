@@ -58,7 +58,7 @@ class Row:
     @property
     def overlap(self) -> float:
         """Mean over pairs of the share of equal first ten hits."""
-        return float(np.mean([one.overlap for one in self.pairs]))
+        return float(np.mean([one.overlap for one in self.pairs if one.overlap is not None]))
 
 
 class Bench:

@@ -75,7 +75,8 @@ def observe(
         PumaError: there are no readings, or an activation is not finite.
     """
     found: dict[str, ChannelRange] = {}
-    for first, *rows in _runs(path, {group.name: _ends for group in groups}, readings):
+    model = _watched(path, {group.name: _ends for group in groups})
+    for first, *rows in _runs(path, model, readings):
         if outputs is not None:
             outputs.append(first)
         for group, low, high in zip(groups, rows[::2], rows[1::2], strict=True):
@@ -111,21 +112,69 @@ def count(
     total = {
         name: Histogram(*seen.ends, np.zeros(BINS, np.int64)) for name, (seen, _) in divided.items()
     }
-    for _, *rows in _runs(path, watch, readings):
+    for _, *rows in _runs(path, _watched(path, watch), readings):
         for name, counts in zip(divided, rows, strict=True):
             total[name] += Histogram(total[name].low, total[name].high, counts)
         done()
     return total
 
 
-def _runs(
-    path: Path, watch: Mapping[str, Watcher], readings: Iterable[Feeds]
-) -> Iterator[list[Any]]:
+def half_peaks(
+    path: Path, readings: Iterable[Feeds], outputs: list[Any] | None = None
+) -> dict[str, float]:
+    """Run a graph and find the largest absolute value of each of its half-precision values.
+
+    ONNX Runtime's CPU computes them in float32 and rounds only some: what float16 cannot hold shows
+    as it is or as infinity, and what comes out in the end may be right all the same.
+
+    Args:
+        path: a graph with half precision in it; a temporary graph is written beside it.
+        readings: feeds without padding.
+        outputs: where given, the graph's own output for each reading is appended.
+    """
+    model = load_model(path)
+    graph, end = model.graph, model.graph[-1]
+    values = _halves(graph)
+    line = add_weight(graph, "watch.line", np.asarray([-1], np.int64))
+    single = {"to": ir.DataType.FLOAT.value}
+    for value in values:
+        name = f"watch.{value.name}"
+        size = add_node(end, "Cast", [value], f"{name}.single", single)
+        size = add_node(end, "Abs", [size], f"{name}.size")
+        size = add_node(end, "Reshape", [size, line], f"{name}.line")
+        peak = add_node(end, "ReduceMax", [size], f"{name}.peak", {"keepdims": 0})
+        peak.shape = ir.Shape([])
+        graph.outputs.append(peak)
+    graph.sort()
+    found = {str(value.name): 0.0 for value in values}
+    for own, *peaks in _runs(path, model, readings):
+        if outputs is not None:
+            outputs.append(own)
+        for name, peak in zip(found, peaks, strict=True):
+            # Infinities may end as NaN, which is not larger than anything.
+            found[name] = max(found[name], float(np.nan_to_num(peak, nan=np.inf, posinf=np.inf)))
+    return found
+
+
+def _halves(graph: ir.Graph) -> list[ir.Value]:
+    """What a graph computes in half precision: not its weights, nor its inputs, which are others'.
+
+    Inputs may be empty besides, and nothing is the largest of nothing.
+    """
+    found = []
+    for node in graph:
+        source = node.inputs[0] if node.op_type in ("Cast", "DequantizeLinear") else None
+        if source is None or (source not in graph.inputs and source.const_value is None):
+            found += [value for value in node.outputs if value.dtype == ir.DataType.FLOAT16]
+    return found
+
+
+def _runs(path: Path, model: ir.Model, readings: Iterable[Feeds]) -> Iterator[list[Any]]:
     """The outputs of each reading: the graph's own, then those the watchers add."""
     watching = path.with_name(f"watch.{path.name}")
     try:
         # Weights beside the graph stay there: both files stand in one folder.
-        ir.save(_watched(path, watch), watching)
+        ir.save(model, watching)
         session = _session(watching)
         for feeds in readings:
             yield session.run(None, feeds)
@@ -199,4 +248,6 @@ def _session(path: Path) -> Any:
     ort = require("onnxruntime", "cpu")
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # The default order leaves what watches to the end, and every activation in memory till then.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

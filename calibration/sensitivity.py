@@ -19,7 +19,7 @@ from puma_edge.calibration.qdq import Form
 from puma_edge.calibration.quantize import PARTS, rewrite
 from puma_edge.inputs import Batch
 from puma_edge.retrieval import Pair, compare_pairs, mean_agreement, mean_recall
-from puma_edge.runtimes.ort import CPU, open_session, text_feeds, vision_feeds
+from puma_edge.runtimes.ort import CPU, open_session, text_feeds, token_width, vision_feeds
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -161,7 +161,7 @@ class _Plain:
         text = open_session(_source(folder, "text"), (CPU,), None)
         width = int(text.get_outputs()[0].shape[-1])
         vision = partial(open_session, _source(folder, "vision"), (CPU,), None)
-        tokens = _image_tokens(trial, vision, width)
+        tokens = _image_tokens(trial, vision, text)
         return cls(folder, trial, text, tokens, _embed(trial, text, tokens, width))
 
     def embed_with(self, part: str, path: Path) -> Float32:
@@ -169,11 +169,12 @@ class _Plain:
         session, width = open_session(path, (CPU,), None), self.embeddings.shape[1]
         if part == "text":
             return _embed(self.trial, session, self.tokens, width)
-        tokens = _image_tokens(self.trial, lambda: session, width)
+        tokens = _image_tokens(self.trial, lambda: session, self.text)
         return _embed(self.trial, self.text, tokens, width, self.embeddings)
 
 
-def _image_tokens(trial: Trial, vision: Callable[[], Any], width: int) -> list[Float32]:
+def _image_tokens(trial: Trial, vision: Callable[[], Any], text: Any) -> list[Float32]:
+    width = token_width(text)
     has_images = any(len(batch.n_patches) for _, batch in trial.batches)
     session = vision() if has_images else None
     return [

@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from puma_edge.bundle import MANIFEST, TOKENIZER
 from puma_edge.config import SAMPLE, SHAPE_PREFIX, ExportConfig
 from puma_edge.data import Dataset
 from puma_edge.errors import UsageError
 from puma_edge.export.pipeline import ExportReport, Step, export
+from puma_edge.folders import check_target
 from puma_edge.layer_choice import choose_layers
 from puma_edge.model import load, prune
 from puma_edge.run_folder import METRICS, SETTINGS, newest_run
@@ -25,10 +27,12 @@ def run_export(config: ExportConfig, step: Step) -> ExportReport:
 
     Raises:
         PumaError: no such model, run or data; a failed parity check.
-        UsageError: a layer count the model does not have.
+        UsageError: a layer count the model does not have, or an `out` that holds no bundle.
     """
     model, run = _find(config.model)
     config = replace(config, model=model)
+    read = [Path(one) for one in (model, config.data, config.calibration) if one]
+    check_target(Path(config.out), (MANIFEST, TOKENIZER), read)
     step(f"loading {model}")
     if model.startswith(SHAPE_PREFIX):
         layers = _kept(config, find_shape(model).layers, shape_tower(model))

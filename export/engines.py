@@ -23,7 +23,7 @@ from puma_edge.runtimes.nvidia import (
     Shape,
     TensorRT,
 )
-from puma_edge.runtimes.plans import ENGINES, PARTS, SERVED, plan_file
+from puma_edge.runtimes.plans import ENGINES, PARTS, SERVED, built_from, plan_file
 from puma_edge.runtimes.trt import open_gpu
 from puma_edge.runtimes.trt_log import Messages
 
@@ -60,7 +60,7 @@ def text_profiles(
             long an item can be.
         buckets: (most items, most tokens); by default short queries, and everything.
     """
-    tokens = spec.limits.max_pixels // (spec.limits.patch_size * spec.limits.merge_size) ** 2
+    tokens = spec.limits.max_tokens
     template = len(spec.tokenizer.encode(None, "a", (tokens,)))
     longest = template + max_text_tokens + INSTRUCTION_TOKENS
     return [
@@ -84,10 +84,7 @@ def _text(items: int, tokens: int, rows: int, width: int = -1) -> dict[str, Shap
 def vision_profiles(spec: InputSpec, images: int = 8) -> list[Profile]:
     """The vision graph's profile: up to so many images, of every size the bundle allows."""
     limits, merged = spec.limits, spec.limits.merge_size**2
-    least, most = (
-        max(merged, pixels // limits.patch_size**2 // merged * merged)
-        for pixels in (limits.min_pixels, limits.max_pixels)
-    )
+    most = limits.max_tokens * merged
 
     def shapes(count: int, patches: int) -> dict[str, Shape]:
         flat = (count, patches)
@@ -104,7 +101,8 @@ def vision_profiles(spec: InputSpec, images: int = 8) -> list[Profile]:
             found |= {"grid_index": (*flat, -1), "grid_weights": (*flat, -1)}
         return found
 
-    return [Profile(shapes(1, merged), shapes(1, least), shapes(images, most))]
+    # Most photographs are larger than the largest area, and are brought to it.
+    return [Profile(shapes(1, merged), shapes(1, most), shapes(images, most))]
 
 
 def most_windows(patches: int, edge: int, merge_size: int) -> int:
@@ -146,6 +144,8 @@ def build_plan(
         reasons = [str(parser.get_error(n).desc()) for n in range(parser.num_errors)]
         raise PumaError(f"TensorRT {trt.__version__} cannot parse {graph}: {'; '.join(reasons)}")
     settings = builder.create_builder_config()
+    # It rounds float32 products to 10 bits, and is on by default.
+    settings.clear_flag(trt.BuilderFlag.TF32)
     for profile in profiles:
         settings.add_optimization_profile(_profile(builder, network, profile))
     timing = settings.create_timing_cache(cache)
@@ -218,7 +218,7 @@ def build_with(
             _write(kept, cache)
             about = {
                 **asdict(device),
-                "graph": sha256(graph),
+                "built_from": built_from(bundle, part, precision),
                 "plan": sha256(path),
                 "profiles": [asdict(profile) for profile in profiles],
             }

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puma_edge.calibration.sample import describe, draw
+from puma_edge.calibration.sample import Sampled, describe, draw
 from puma_edge.data import Dataset, SourceEncoder
 from puma_edge.errors import PumaError
 from puma_edge.export.held_out import HeldOut, Limits, from_items, from_split
 from puma_edge.inputs import Batch, Encoded, InputSpec
 from puma_edge.progress import Progress
+from puma_edge.prompts import Modality
 from puma_edge.runtimes.corpus import scan
 
 CALIBRATION_BATCH = 16
 PROBE = Limits(queries=6, documents=16)
 TUNED = Limits(queries=16, documents=48)
 FOLDER_HELD = 64  # items of a folder kept apart for each of the two purposes
+HELD_LEAST = 2  # of each modality: one asks, one is asked for
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def from_folder(
     """Calibrate on a folder's own documents and compare on others; some of them are the queries.
 
     Raises:
-        PumaError: the folder holds too few readable documents, or none with an image.
+        PumaError: the folder holds too few readable documents, or too few with an image.
     """
     with Progress(f"sampling {folder}", count) as progress:
         sample = draw(
@@ -104,17 +106,42 @@ def from_folder(
         )
     for warning in sample.warnings:
         tell(f"warning: {warning}")
-    items = sample.items
-    held = min(FOLDER_HELD, len(items) // 4) // 2 * 2
-    judged, tuned, rest = items[:held], items[held : 2 * held], items[2 * held :]
+    judged, tuned, rest = _shares(sample.items)
+    if not any(one.item.images for one in judged):
+        raise PumaError(
+            f"--calibration {folder} has too few pictures to judge the vision graph on; add some: "
+            f"{HELD_LEAST + 1} at least, all of them with words or all without"
+        )
     probe = from_items(spec, [one.item for one in judged], instructions)
     return Material(
         batches(spec, [spec.encode(one.item) for one in rest]),
         from_items(spec, [one.item for one in tuned], instructions),
         probe,
         probe,
-        describe(sample.folder, rest),
+        describe(sample.folder, tuple(rest)),
     )
+
+
+def _shares(items: Sequence[Sampled]) -> tuple[list[Sampled], list[Sampled], list[Sampled]]:
+    """What is judged on, what exceptions are chosen on, and what is calibrated on.
+
+    An even number of each modality is judged, so that every other one asks and the others are asked
+    for. Where too few are left, exceptions are chosen on what is calibrated on. One or two
+    items of a modality are calibrated on only.
+    """
+    kinds = [[one for one in items if one.item.modality is kind] for kind in Modality]
+    kinds = [many for many in kinds if many]
+    judged: list[Sampled] = []
+    tuned: list[Sampled] = []
+    rest: list[Sampled] = []
+    for many in kinds:
+        held = min(FOLDER_HELD // len(kinds), len(many) // 4) // 2 * 2
+        held = held or HELD_LEAST * (len(many) > HELD_LEAST)
+        left = many[held:]
+        judged += many[:held]
+        tuned += left[: held or len(left)]
+        rest += left[held:] or left
+    return judged, tuned, rest
 
 
 def batches(spec: InputSpec, items: Sequence[Encoded]) -> list[Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from puma_edge.runtimes.encoder import Encoder
 
 FP32_TOLERANCE = 1e-4
 BATCH_COSINE = 0.9999
+LARGEST_HALF = 65504.0
 IN_COMPANY = 16  # items compared alone and in other company
 
 
@@ -68,8 +69,9 @@ class Parity:
 
     @property
     def overlap(self) -> float | None:
-        """Lowest overlap of any pair."""
-        return min((one.overlap for one in self.pairs), default=None)
+        """Lowest overlap of any pair; None where no pair has enough candidates for one."""
+        known = [one.overlap for one in self.pairs if one.overlap is not None]
+        return min(known, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
@@ -99,6 +101,26 @@ def judge(
     return replace(parity, failures=failures)
 
 
+def judge_halves(parity: Parity, largest: Mapping[str, float]) -> Parity:
+    """Hold against a precision what float16 cannot hold, though the CPU's embeddings are right.
+
+    Args:
+        parity: the comparison on the CPU, which computes in float32.
+        largest: value -> how large it gets; see `precision.largest_halves`.
+    """
+    beyond = tuple(
+        f"{name} reaches {value:.0f}, and float16 ends at {LARGEST_HALF:.0f}: no number on a GPU"
+        for name, value in largest.items()
+        if value > LARGEST_HALF
+    )
+    return replace(parity, failures=(*parity.failures, *beyond))
+
+
+def spread(items: Sequence[Encoded]) -> Sequence[Encoded]:
+    """Of many items, `IN_COMPANY` in equal distances."""
+    return items[:: max(1, len(items) // IN_COMPANY)][:IN_COMPANY]
+
+
 def alone(encoder: Encoder, spec: InputSpec, probe: Probe) -> Float32:
     """Embeddings [n, d] of a probe's items, one by one."""
     rows = [encoder.encode(spec.collate([item])) for item in probe.items]
@@ -109,9 +131,9 @@ def in_company(encoder: Encoder, spec: InputSpec, items: Sequence[Encoded]) -> f
     """Worst cosine between each item alone and the same item in other company.
 
     The company is a mixed batch, and a batch padded far beyond the item's length by the longest
-    item of all. Of many items, some in equal distances are taken.
+    item of all.
     """
-    items = items[:: max(1, len(items) // IN_COMPANY)][:IN_COMPANY]
+    items = spread(items)
     alone = np.concatenate([encoder.encode(spec.collate([item])) for item in items])
     mixed = encoder.encode(spec.collate(items))
     longest = max(items, key=lambda item: item.length)
@@ -142,7 +164,7 @@ def _by_item(parity: Parity, precision: str, limits: Limits) -> list[str]:
 def _by_pair(parity: Parity, limits: Limits) -> list[str]:
     asked, failures = limits.thresholds, []
     for one in parity.pairs:
-        if not one.overlap >= asked.overlap:
+        if one.overlap is not None and not one.overlap >= asked.overlap:
             failures.append(
                 f"{one.pair}: {one.overlap:.3f} of the first ten hits are PyTorch's, at least "
                 f"{asked.overlap}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,13 +18,16 @@ from puma_edge.calibration.onnx_files import (
     save_model,
     weight_of,
 )
+from puma_edge.calibration.ranges import half_peaks
+from puma_edge.calibration.readers import text_readings, vision_readings
 from puma_edge.errors import PumaError
+from puma_edge.export.parity import LARGEST_HALF
+from puma_edge.inputs import Batch
 
 # Norms, the L2 norm and angles: squares overflow in half precision, and angles lose their phase.
 SINGLE = frozenset(
     {"Cos", "Div", "LayerNormalization", "Pow", "ReduceMean", "ReduceSum", "Sin", "Sqrt"}
 )
-LARGEST_HALF = 65504.0
 
 
 def to_fp16(source: Path, target: Path) -> None:
@@ -45,6 +50,26 @@ def to_fp16(source: Path, target: Path) -> None:
         # Half-precision scales come with 19; nothing else in these graphs changed its meaning.
         model.graph.opset_imports[""] = max(19, model.graph.opset_imports[""])
     save_model(model, target)
+
+
+def largest_halves(vision: Path, text: Path, batches: Sequence[Batch]) -> dict[str, float]:
+    """The largest absolute value that each of two graphs computes in half precision.
+
+    Returns:
+        "vision" or "text", and the value's name -> how large it is over all items, each alone.
+    """
+    tokens: list[Any] = []
+    (given,) = (one for one in load_model(text).graph.inputs if one.name == "image_tokens")
+    assert given.shape is not None
+    width = given.shape[-1]
+    assert isinstance(width, int)
+    seen = half_peaks(vision, vision_readings(batches), tokens)
+    read = half_peaks(text, text_readings(batches, tokens, width))
+    found = {}
+    for part, peaks in (("vision", seen), ("text", read)):
+        name = max(peaks, key=peaks.__getitem__)
+        found[f"{part} {name}"] = peaks[name]
+    return found
 
 
 class _Halved:

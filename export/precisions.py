@@ -17,14 +17,23 @@ from puma_edge.config import SHAPE_PREFIX, ExportConfig
 from puma_edge.export.fallback import Fallback, counts, keep_until_passed
 from puma_edge.export.held_out import embed
 from puma_edge.export.material import Material
-from puma_edge.export.parity import Limits, Parity, alone, in_company, judge
-from puma_edge.export.precision import to_fp16
+from puma_edge.export.parity import (
+    Limits,
+    Parity,
+    alone,
+    in_company,
+    judge,
+    judge_halves,
+    spread,
+)
+from puma_edge.export.precision import largest_halves, to_fp16
 from puma_edge.export.probe import Probe
 from puma_edge.inputs import Float32, InputSpec
 from puma_edge.progress import Progress
 from puma_edge.runtimes.ort import OrtEncoder
 
 Step = Callable[[str], None]
+HALVES = (Precision.FP16, Precision.INT8_TRT)
 FORMS = {Precision.INT8: Form.CPU, Precision.INT8_TRT: Form.TRT}
 
 
@@ -97,11 +106,12 @@ class Precisions:
             for part in PARTS:
                 to_fp16(self._folder / f"{part}.fp32.onnx", self._folder / f"{part}.fp16.onnx")
         form = FORMS.get(precision)
-        if form is None:
-            return self._check(precision)
-        self._write(form, frozenset())
+        if form is not None:
+            self._write(form, frozenset())
         parity = self._check(precision)
-        return parity if parity.passed else self._mend(precision, form, parity)
+        if form is not None and not parity.passed:
+            parity = self._mend(precision, form, parity)
+        return self._check_halves(precision, parity) if precision in HALVES else parity
 
     def calibration_report(self) -> dict[str, Any]:
         """For the manifest: where the ranges come from, and what was done with them."""
@@ -157,6 +167,12 @@ class Precisions:
             pairs = held.pairs
         company = in_company(encoder, spec, items)
         return judge(pairs, reference.judged, found, company, precision.value, limits)
+
+    def _check_halves(self, precision: Precision, parity: Parity) -> Parity:
+        vision, text = (self._folder / name for name in graph_files(precision).values())
+        items = spread(self._reference.probe.items)
+        batches = [self._spec.collate([item]) for item in items]
+        return judge_halves(parity, largest_halves(vision, text, batches))
 
     def _mend(self, precision: Precision, form: Form, failed: Parity) -> Parity:
         """Put the dearest groups back to float, a bounded number of times."""

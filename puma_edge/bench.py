@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from puma_edge.bundle import Bundle
-from puma_edge.errors import UsageError
+from puma_edge.errors import PumaError, UsageError
 from puma_edge.runtimes.plans import ENGINES
 from puma_edge.serving import on_gpu, split_backend
 from puma_edge.turns import run_turns
@@ -114,7 +114,7 @@ class Row:
 class BenchReport:
     """All rows, and per backend the peak memory of its process, loading time and file size.
 
-    `missing` has the engines of a GPU that do not serve here, and why.
+    `missing` has the backends that do not run here, and why.
     """
 
     rows: list[Row]
@@ -137,7 +137,7 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
         turn_done: told how many turns of how many are over.
 
     Raises:
-        PumaError: no bundle, or a backend's process failed.
+        PumaError: no bundle, or none of the backends runs.
         UsageError: a case that does not exist is named.
     """
     cases = config.cases
@@ -150,7 +150,6 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
     backends = [f"{engine}-{name}" for engine in engines for name in served]
     if find_spec("torch") and find_spec("transformers"):
         backends = [*BASELINES, *backends]
-    gpu = [one.backend for one in on_gpu(bundle, threads)]
     base = {
         "bundle": config.bundle,
         "model": model,
@@ -158,8 +157,12 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
         "seconds": config.seconds,
         "cases": [asdict(case) for case in cases],
     }
-    turns = run_turns(base, [*backends, *gpu], config.rounds, turn_done, optional=gpu)
+    backends = [*backends, *(one.backend for one in on_gpu(bundle, threads))]
+    turns = run_turns(base, backends, config.rounds, turn_done)
     results = turns.results
+    if not results:
+        why = "; ".join(f"{name}: {reason}" for name, reason in turns.missing.items())
+        raise PumaError(f"no backend runs {config.bundle} here ({why}); see puma-edge doctor")
     return BenchReport(
         rows=_rows(results, cases),
         peak_bytes={name: max(one["peak_bytes"] for one in many) for name, many in results.items()},
@@ -167,7 +170,7 @@ def bench(config: BenchConfig, turn_done: Callable[[int, int], None]) -> BenchRe
             name: float(np.median([one["load_seconds"] for one in many]))
             for name, many in results.items()
         },
-        file_bytes=_file_bytes(bundle, model, list(results)),
+        file_bytes=_file_bytes(bundle, model, results),
         about=_about(bundle, model, threads, config),
         missing=turns.missing,
     )
@@ -205,12 +208,15 @@ def _rows(results: dict[str, list[dict[str, Any]]], cases: Sequence[Case]) -> li
     return rows
 
 
-def _file_bytes(bundle: Bundle, model: str, backends: Sequence[str]) -> dict[str, int]:
+def _file_bytes(
+    bundle: Bundle, model: str, results: dict[str, list[dict[str, Any]]]
+) -> dict[str, int]:
     sizes = {}
-    for backend in backends:
+    for backend, turns in results.items():
         engine, precision = split_backend(backend)
         if engine == "trt":
-            files = list((bundle.folder / ENGINES).glob(f"*.{precision}.plan"))
+            device = str(turns[0]["provider"]).removeprefix("trt:")
+            files = list((bundle.folder / ENGINES).glob(f"{device}.*.{precision}.plan"))
         elif engine.startswith(("ort", "openvino")):
             names = bundle.manifest.graphs[precision].values()
             files = [path for name in names for path in bundle.folder.glob(f"{name}*")]

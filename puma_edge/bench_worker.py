@@ -65,7 +65,13 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
         cases[case["name"]] = {"seconds": times, "embedding": vectors[0].tolist()}
     used = used_memory()
     gpu = used - unused if used is not None and unused is not None else None
-    return {"load_seconds": loaded, "peak_bytes": peak_bytes(), "gpu_bytes": gpu, "cases": cases}
+    return {
+        "provider": encoder.provider,
+        "load_seconds": loaded,
+        "peak_bytes": peak_bytes(),
+        "gpu_bytes": gpu,
+        "cases": cases,
+    }
 
 
 def peak_bytes() -> int:

@@ -22,9 +22,9 @@ from puma_edge.runtimes.ort import CPU, CUDA, OrtEncoder
 from puma_edge.runtimes.ort_bound import BoundEncoder
 from puma_edge.serving import on_gpu
 
+# Not TensorRT's own two: a build lists them with or without its libraries, and no runtime serves
+# by them.
 ACCELERATORS = (
-    "TensorrtExecutionProvider",
-    "NvTensorRTRTXExecutionProvider",
     CUDA,
     "OpenVINOExecutionProvider",
     "CoreMLExecutionProvider",
@@ -34,19 +34,30 @@ OPENVINO = OpenVinoEncoder.provider
 OPENVINO_SERVES = (Precision.FP32, Precision.INT8)
 
 
-def run_check(folder: Path, threads: int | None) -> list[dict[str, Any]]:
+def run_check(folder: Path, threads: int | None, only: str = "") -> list[dict[str, Any]]:
     """Run the gate again on this device: every precision, on every provider that is there.
 
     The embeddings that PyTorch gave lie in the bundle, and so do the thresholds.
 
+    Args:
+        folder: the bundle.
+        threads: of the CPU's engines.
+        only: the one engine to check, such as "trt"; empty for all.
+
     Raises:
-        PumaError: no bundle, or a damaged one.
+        MissingExtraError: nothing is installed that could serve a bundle.
+        PumaError: no bundle, a damaged one, or one that has no engine for this device.
     """
-    if not find_spec("tensorrt"):
+    if not find_spec("tensorrt") and not find_spec("openvino"):
         require("onnxruntime", "cpu")
     bundle = Bundle.open(folder)
     probe = read_probe(bundle)
-    engines = _engines(bundle, threads)
+    engines = [one for one in _engines(bundle, threads) if only in ("", one[1])]
+    if not engines:
+        raise PumaError(
+            f"nothing here can run {folder}, so nothing was checked; build its TensorRT engines "
+            f"(puma-edge export --trt {folder}), or pip install 'puma-edge[cpu]'"
+        )
     with Progress(f"checking {folder}", len(engines)) as progress:
         checked = []
         for precision, name, opens in engines:
@@ -100,9 +111,11 @@ def _check(
         encoder = opens()
         found = alone(encoder, bundle.spec, probe)
         company = in_company(encoder, bundle.spec, probe.items)
-    except PumaError as error:
-        # One provider that does not start is a row of the report, not its end.
-        return told | {"passed": False, "failures": [str(error)], "pairs": []}
+    # One engine that does not start or run is a row of the report, not its end; each raises types
+    # of its own.
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        return told | {"passed": False, "failures": [why], "pairs": []}
     limits = _limits(bundle, precision)
     parity = judge(probe.pairs, probe.embeddings, found, company, precision.value, limits)
     return told | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from puma_edge.errors import MissingExtraError, UsageError, require
 from puma_edge.layer_choice import parse_layers
 from puma_edge.ranks import rank
 from puma_edge.settings_file import read_config, read_table
+
+PASSED = "passed"
 
 
 def train(
@@ -141,41 +144,41 @@ def export(
     - `puma-edge export merged/ --int8 --calibration photos/ --out bundle/`
     - `puma-edge export bundle/ --trt` (engines of a bundle, on the device that serves; no torch)
     """
-    named = Path(model or model_option or "")
-    if trt and (named / "manifest.json").is_file():
-        from puma_edge.export.engines import build_engines
-
-        plans = build_engines(named)
-        report.show({f"engine {number}": str(one) for number, one in enumerate(plans, 1)}, json_)
+    if model and model_option:
+        raise UsageError(f"two models given, {model} and --model {model_option}; give one")
+    given = {
+        "out": out,
+        "data": data,
+        "keep_layers": keep_layers,
+        "max_pixels": max_pixels,
+        "with_last": with_last,
+        "layers": parse_layers(layers),
+        "fp16": fp16,
+        "int8": int8,
+        "int8_trt": int8_trt,
+        "calibration": calibration,
+        "calibration_items": calibration_items,
+        "ranges": ranges,
+        "gate": gate,
+        "seed": seed,
+    }
+    named = model or model_option
+    settings = read_config("export", ExportConfig, config, model=named, trt=trt, **given)
+    if settings.trt and settings.model and (Path(settings.model) / "manifest.json").is_file():
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise UsageError(
+                f"--{unused[0].replace('_', '-')} changes nothing in {settings.model}, a bundle "
+                "that is exported already; --trt builds its engines as it is"
+            )
+        built = _build_engines(Path(settings.model))
+        report.show(built, json_)
+        _leave_if_failed(built)
         return
     require("onnxscript", "export")
     require("onnxruntime", "cpu")
     from puma_edge.export.command import run_export
     from puma_edge.export.pipeline import ParityError
 
-    if model and model_option:
-        raise UsageError(f"two models given, {model} and --model {model_option}; give one")
-    settings = read_config(
-        "export",
-        ExportConfig,
-        config,
-        model=model or model_option,
-        out=out,
-        data=data,
-        keep_layers=keep_layers,
-        max_pixels=max_pixels,
-        with_last=with_last,
-        layers=parse_layers(layers),
-        fp16=fp16,
-        int8=int8,
-        int8_trt=int8_trt,
-        trt=trt,
-        calibration=calibration,
-        calibration_items=calibration_items,
-        ranges=ranges,
-        gate=gate,
-        seed=seed,
-    )
     try:
         result = run_export(settings, lambda text: print(f"export: {text}", file=sys.stderr))
     except ParityError as error:
@@ -185,20 +188,41 @@ def export(
     if not json_:
         print(f"bundle: {result.bundle}, model {result.manifest.model_id}")
     if settings.trt:
-        _build_engines(Path(settings.out))
+        _add_engines(Path(settings.out))
 
 
-def _build_engines(bundle: Path) -> None:
-    """Build a bundle's TensorRT engines; where that cannot be, say so and leave with code 3."""
-    from puma_edge.export.engines import build_engines
+def _add_engines(bundle: Path) -> None:
+    """Build a new bundle's TensorRT engines; where that cannot be, say so and leave with code 3."""
     from puma_edge.runtimes.cuda import NoDeviceError
 
     try:
-        for plan in build_engines(bundle):
-            report.say(f"engine: {plan}")
+        built = _build_engines(bundle)
     except (MissingExtraError, NoDeviceError) as error:
         report.say(
             f"puma-edge: --trt given, but no TensorRT engine was built: {error}; the ONNX bundle "
             "is complete, and engines are built on the device where they will serve"
         )
         raise typer.Exit(PARTIAL) from None
+    for engine, result in built.items():
+        report.say(f"{engine}: {result}")
+    _leave_if_failed(built)
+
+
+def _build_engines(bundle: Path) -> dict[str, str]:
+    """Build a bundle's TensorRT engines and run the parity gate on them: engine -> how it did."""
+    from puma_edge.checks import run_check
+    from puma_edge.export.engines import build_engines
+    from puma_edge.runtimes.plans import PlanName
+
+    plans = {plan: PlanName.parse(plan) for plan in build_engines(bundle)}
+    rows = {row["precision"]: row["failures"] for row in run_check(bundle, None, only="trt")}
+    return {
+        str(plan): "; ".join(rows[name.precision]) or PASSED
+        for plan, name in plans.items()
+        if name is not None
+    }
+
+
+def _leave_if_failed(built: Mapping[str, str]) -> None:
+    if any(result != PASSED for result in built.values()):
+        raise typer.Exit(1)

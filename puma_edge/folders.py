@@ -5,11 +5,36 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from puma_edge.errors import PumaError
+from puma_edge.errors import PumaError, UsageError
+
+
+def check_target(target: Path, marks: Iterable[str], needed: Iterable[Path] = ()) -> None:
+    """See that a folder may be replaced by what a command writes, before any work is done.
+
+    Args:
+        target: the folder: new, empty, or what the same command has written before.
+        marks: files that only what it wrote before has, all of them.
+        needed: what the command reads, which must not lie there. Nor must the working folder.
+
+    Raises:
+        UsageError: replacing it would remove something else.
+    """
+    whole = target.resolve()
+    for path in (Path.cwd(), *needed):
+        inside = path.resolve()
+        if path.exists() and whole in (inside, *inside.parents):
+            raise UsageError(f"--out {target} would remove {path}; give another folder")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if missing := [name for name in marks if not (target / name).is_file()]:
+        raise UsageError(
+            f"--out {target} is there, and this command did not write it (it has no {missing[0]}); "
+            "give a new or an empty folder"
+        )
 
 
 @contextmanager

@@ -60,6 +60,25 @@ class PixelLimits:
                 f"pixels, 1 <= min_pixels <= max_pixels"
             )
 
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of the language model that `grid` can make of an image.
+
+        That is the area's, except for a strip so thin that its short side has to be widened to one
+        token, and where the least area is rounded up to more than the largest.
+        """
+        factor, thin = self.patch_size * self.merge_size, math.sqrt(MAX_ASPECT_RATIO)
+        edge = math.sqrt(self.min_pixels) / factor  # of the least area as a square, in tokens
+        # The longest side beside a short one of 1, 2, ... tokens; both are rounded up, and a whole
+        # number may be too, where it comes out as a little more.
+        longest = [edge * thin]
+        longest += [edge * min(thin, edge / short) for short in range(1, int(edge) + 1)]
+        return max(
+            self.max_pixels // factor**2,
+            int(math.sqrt(MAX_ASPECT_RATIO * self.max_pixels) / factor),
+            *(short * (int(long) + 1) for short, long in enumerate(longest, start=1)),
+        )
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches along height and width for an image of this size (Qwen2-VL's `smart_resize`).
 

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from puma_edge.errors import PumaError
-from puma_edge.folders import replace_folder
+from puma_edge.folders import check_target, replace_folder
 from puma_edge.model import Checkpoint, save
 from puma_edge.model_card import write_card, write_modules
 from puma_edge.ranks import rank
@@ -44,8 +44,10 @@ def merge_run(run: Path, out: Path) -> Path:
 
     Raises:
         PumaError: the folder is no finished run, or `out` cannot be written.
+        UsageError: `out` holds something else than a merged model.
     """
     merged = run / "merged"
+    check_target(out, ("config.json", "modules.json"), [merged])
     if not (merged / "config.json").is_file() or not (run / METRICS).is_file():
         raise PumaError(
             f"{run} is no finished run (it lacks merged/ or {METRICS}); train one: puma-edge train"

@@ -77,7 +77,8 @@ def draw_bench(report: BenchReport, out: Path) -> None:
     pyplot = _pyplot()
     backends = list(report.peak_bytes)
     cases = list(dict.fromkeys(row.case for row in report.rows))
-    figure, plots = pyplot.subplots(1, len(cases), figsize=(3.4 * len(cases), 3.6))
+    size = (3.4 * len(cases), 3.6)
+    figure, (plots,) = pyplot.subplots(1, len(cases), figsize=size, squeeze=False)
     for plot, case in zip(plots, cases, strict=True):
         rows = {row.backend: row for row in report.rows if row.case == case}
         for place, backend in enumerate(backends):

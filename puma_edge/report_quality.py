@@ -159,7 +159,7 @@ def _show_pairs(name: str, pairs: Sequence[PairParity]) -> None:
             str(one.candidates),
             f"{one.mean_cosine:.6f}",
             f"{one.worst_cosine:.6f}",
-            f"{one.overlap:.3f}",
+            "-" if one.overlap is None else f"{one.overlap:.3f}",
             *recall,
         )
     print_table(table)

@@ -42,6 +42,8 @@ def show_bench(report: BenchReport, as_json: bool) -> None:
             f"{report.load_seconds[name]:.2f}",
         )
     print_table(table)
+    for name, why in report.missing.items():
+        print(f"{name} was not timed: {why}")
     about = report.about
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     print(f"{about['device']}, {about['threads']} threads, {versions}, commit {about['commit']}")

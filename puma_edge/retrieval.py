@@ -60,7 +60,8 @@ class PairParity:
         candidates: how many.
         mean_cosine: of its items' embeddings with the reference's.
         worst_cosine: the lowest of them.
-        overlap: mean share of the reference's first ten hits that are found among the first ten.
+        overlap: mean share of the reference's first ten hits that are found among the first ten;
+            None where there are no more than ten candidates, which are always the same.
         agreement: mean rank agreement of the first ten; see `metrics.rank_agreement`.
         k: hits that recall looks at.
         recall: mean recall@k, None without labels.
@@ -72,7 +73,7 @@ class PairParity:
     candidates: int
     mean_cosine: float
     worst_cosine: float
-    overlap: float
+    overlap: float | None
     agreement: float
     k: int
     recall: float | None = None
@@ -96,6 +97,7 @@ def compare_pairs(
 def _compare(pair: Pair, reference: Float32, found: Float32) -> PairParity:
     expected, scores = pair.scores(reference), pair.scores(found)
     near = cosines(reference, found)[[*pair.queries, *pair.documents]]
+    overlap = overlap_at_k(expected, scores, TOP) if len(pair.documents) > TOP else None
     recall = [
         float(recall_at_k(one, pair.answers, pair.k).mean()) if pair.answers else None
         for one in (scores, expected)
@@ -106,7 +108,7 @@ def _compare(pair: Pair, reference: Float32, found: Float32) -> PairParity:
         candidates=len(pair.documents),
         mean_cosine=float(near.mean()),
         worst_cosine=float(near.min()),
-        overlap=float(overlap_at_k(expected, scores, TOP).mean()),
+        overlap=None if overlap is None else float(overlap.mean()),
         agreement=float(rank_agreement(expected, scores, TOP).mean()),
         k=pair.k,
         recall=recall[0],

@@ -23,7 +23,7 @@ from puma_edge.config import ExportConfig, Gate
 from puma_edge.data import Dataset
 from puma_edge.errors import UsageError
 from puma_edge.evaluate import by_task, embed_split, mean, rank
-from puma_edge.export.command import run_export
+from puma_edge.export.command import MERGED, run_export
 from puma_edge.run_folder import newest_run
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine
 from puma_edge.runtimes.files import locked, replacing
@@ -163,7 +163,8 @@ def _bundle(config: SweepConfig, model: str, layers: int, pixels: int, step: Ste
             *([f"{pixels}-pixels"] if pixels else []),
         ]
     )
-    key = hashlib.sha256(repr((model, wanted)).encode()).hexdigest()[:6]
+    made_from = (model, _fingerprint(Path(model)), config.data, wanted)
+    key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:6]
     folder = Path(config.out) / BUNDLES / f"{name}-{key}"
     if not (folder / MANIFEST).is_file():
         step(f"exporting {folder.name}")
@@ -172,10 +173,17 @@ def _bundle(config: SweepConfig, model: str, layers: int, pixels: int, step: Ste
     return Bundle.open(folder)
 
 
+def _fingerprint(model: Path) -> list[tuple[str, int, int]]:
+    """Size and time of each file of a model, or of a run's: another training of it differs here."""
+    found = [path for folder in (model, model / MERGED) for path in folder.glob("*")]
+    files = sorted(path for path in found if path.suffix in (".json", ".safetensors"))
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
 def _key(bundle: Bundle, precision: Precision, config: SweepConfig, threads: int) -> str:
     """What a measurement hangs on; measurements of other settings stay in the file beside it."""
-    parts = (bundle.manifest.model_id, precision.value, config.data, config.split, str(threads))
-    return " ".join(parts)
+    model_id, device = bundle.manifest.model_id, processor()
+    return " ".join((model_id, precision.value, config.data, config.split, str(threads), device))
 
 
 def _judge(

@@ -28,19 +28,14 @@ def run_turns(
     backends: Sequence[str],
     rounds: int,
     turn_done: Callable[[int, int], None],
-    optional: Sequence[str] = (),
 ) -> Turns:
-    """Every backend in turn, `rounds` times.
+    """Every backend in turn, `rounds` times; one that fails is left out from then on.
 
     Args:
         request: what is the same for all; see `bench_worker.serve`.
         backends: their names.
         rounds: turns of each.
         turn_done: told how many turns of how many are over.
-        optional: those that may fail, and are left out from then on.
-
-    Raises:
-        PumaError: the process of one that is not optional failed.
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in backends}
     missing: dict[str, str] = {}
@@ -52,8 +47,6 @@ def run_turns(
                 try:
                     results[name].append(run_turn({**request, "backend": name}))
                 except PumaError as error:
-                    if name not in optional:
-                        raise
                     missing[name] = str(error)
                     del results[name]
             turn_done(done, total)
@@ -64,17 +57,23 @@ def run_turn(request: dict[str, Any]) -> dict[str, Any]:
     """One backend's turn, in a process of its own; see `bench_worker.serve`.
 
     Raises:
-        PumaError: the process failed.
+        PumaError: the process failed, or took longer than `TURN_LIMIT`.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "puma_edge.bench_worker"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=TURN_LIMIT,
-        env={**os.environ, "OMP_NUM_THREADS": str(request["threads"])},
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "puma_edge.bench_worker"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=TURN_LIMIT,
+            env={**os.environ, "OMP_NUM_THREADS": str(request["threads"])},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise PumaError(
+            f"the {request['backend']} process took more than {TURN_LIMIT} seconds; time fewer "
+            "cases with --only, or for less with --seconds"
+        ) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise PumaError(f"the {request['backend']} process failed: {last}")

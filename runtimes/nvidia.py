@@ -24,6 +24,10 @@ class NetworkDefinitionCreationFlag(Protocol):
     STRONGLY_TYPED: Any
 
 
+class BuilderFlag(Protocol):
+    TF32: Any
+
+
 class ExecutionContextAllocationStrategy(Protocol):
     USER_MANAGED: Any
 
@@ -59,6 +63,8 @@ class ITimingCache(Protocol):
 
 
 class IBuilderConfig(Protocol):
+    def clear_flag(self, flag: Any) -> None: ...
+
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int: ...
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache: ...
@@ -133,6 +139,7 @@ class TensorRT(Protocol):
 
     __version__: str
     NetworkDefinitionCreationFlag: NetworkDefinitionCreationFlag
+    BuilderFlag: BuilderFlag
     ExecutionContextAllocationStrategy: ExecutionContextAllocationStrategy
     TensorIOMode: TensorIOMode
     ILogger: Any  # a class that is derived from, with `log`

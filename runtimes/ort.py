@@ -13,7 +13,7 @@ from puma_edge.errors import PumaError, require
 from puma_edge.feeds import text_feeds, vision_feeds
 from puma_edge.inputs import Batch, Float32
 
-__all__ = ["CPU", "CUDA", "OrtEncoder", "open_session", "text_feeds", "vision_feeds"]
+__all__ = ["CPU", "CUDA", "OrtEncoder", "open_session", "text_feeds", "token_width", "vision_feeds"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPTIONS = {
     # TF32 rounds float32 products to 10 bits, and the parity of fp32 would go with them. Memory is
@@ -57,9 +57,7 @@ class OrtEncoder:
         self._vision_file, self._providers, self._threads = vision, providers, threads
         self._text = open_session(text, providers, threads)
         self.dimension = int(self._text.get_outputs()[0].shape[-1])
-        # Wider than an embedding where image tokens carry features for further layers.
-        widths = {one.name: one.shape[-1] for one in self._text.get_inputs()}
-        self._token_width = int(widths["image_tokens"])
+        self._token_width = token_width(self._text)
 
     @cached_property
     def _vision(self) -> Any:
@@ -77,6 +75,15 @@ class OrtEncoder:
             tokens = np.zeros((0, self._token_width), np.float32)
         result: Float32 = self._text.run(None, text_feeds(batch, tokens))[0]
         return result
+
+
+def token_width(text: Any) -> int:
+    """Length of an image token in a text graph's session.
+
+    Wider than an embedding where image tokens carry features for further layers.
+    """
+    widths = {one.name: one.shape[-1] for one in text.get_inputs()}
+    return int(widths["image_tokens"])
 
 
 def open_session(path: Path, providers: Sequence[str], threads: int | None) -> Any:

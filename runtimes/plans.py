@@ -45,6 +45,17 @@ def plan_file(device: Device, part: str, precision: Precision) -> str:
     return f"{device.slug}.{part}.{precision.value}.plan"
 
 
+def built_from(bundle: Bundle, part: str, precision: Precision) -> dict[str, str]:
+    """What an engine of one of the bundle's graphs is known by: the model, and the graph's files.
+
+    Weights beside a graph are a file of their own: the graph's says nothing of them.
+    """
+    graph = bundle.manifest.graphs.get(precision.value, {}).get(part, "")
+    names = {graph, f"{graph}.data"}
+    files = {name: digest for name, digest in bundle.manifest.files.items() if name in names}
+    return {"model_id": bundle.manifest.model_id, **files}
+
+
 def has_plans(bundle: Bundle, precision: Precision) -> bool:
     """Whether there are engines of a precision at all, of whatever device."""
     return any(one.precision == precision.value for one in _names(bundle))
@@ -75,7 +86,7 @@ def find_plan(bundle: Bundle, device: Device, part: str, precision: Precision) -
         raise NoPlanError(refusal(bundle.folder, _names(bundle), device, part, precision.value))
     about = _read(path.with_suffix(".json"))
     again = f"build it again: puma-edge export --trt {bundle.folder}"
-    if about.get("graph") != sha256(bundle.graph(precision, part)):
+    if about.get("built_from") != built_from(bundle, part, precision):
         raise PumaError(f"{path} was built from another {part} graph than the bundle's; {again}")
     if about.get("plan") != sha256(path):
         raise PumaError(f"{path} is not the file that was built; {again}")

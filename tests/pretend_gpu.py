@@ -19,7 +19,7 @@ import onnxruntime as ort
 from puma_edge.bundle import Bundle, Precision, sha256
 from puma_edge.export.engines import Profile, profiles_of
 from puma_edge.runtimes.cuda import Device
-from puma_edge.runtimes.plans import ENGINES, PARTS, plan_file
+from puma_edge.runtimes.plans import ENGINES, PARTS, built_from, plan_file
 from puma_edge.runtimes.trt import Gpu
 from tests.pretend_cuda import PretendCuda
 
@@ -184,7 +184,7 @@ def write_engines(bundle: Bundle, precision: Precision, *, device: Device = DEVI
         profiles = [vars(one) for one in small_profiles(bundle, part)]
         path = folder / plan_file(device, part, precision)
         path.write_text(json.dumps({"graph": str(graph), "profiles": profiles}))
-        about = {"graph": sha256(graph), "plan": sha256(path)}
+        about = {"built_from": built_from(bundle, part, precision), "plan": sha256(path)}
         path.with_suffix(".json").write_text(json.dumps(about))
         made.append(path)
     return made

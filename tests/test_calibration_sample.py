@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from puma_edge.calibration.sample import draw
+from puma_edge.card import GENERIC_INSTRUCTIONS
 from puma_edge.errors import PumaError
+from puma_edge.export.material import _shares, from_folder
 from puma_edge.runtimes.corpus import scan
-from tests.edge import encoded, fill, picture
+from tests.edge import encoded, fill, picture, small_spec
 
 
 def corpus(root: Path, texts: int = 30, images: int = 12) -> Path:
@@ -52,3 +54,30 @@ def test_samples_that_are_too_small_or_of_one_kind(tmp_path: Path) -> None:
     (few, only) = draw(scan(corpus(tmp_path / "images", 0, 10)), 64, 0).warnings
     assert "has 10 readable items" in few
     assert "pictures only" in only
+
+
+@pytest.mark.parametrize(("texts", "images"), [(5, 3), (6, 6), (10, 5), (30, 12), (0, 8)])
+def test_both_modalities_are_judged_as_queries_and_as_documents(
+    texts: int, images: int, tmp_path: Path
+) -> None:
+    folder, spec = corpus(tmp_path / "a", texts, images), small_spec()
+    made = from_folder(spec, folder, GENERIC_INSTRUCTIONS, 256, 0, lambda text: None)
+    kinds = ["t", "i"] if texts else ["i"]
+    held = made.probe
+    assert {pair.name for pair in held.pairs} == {f"{a}->{b}" for a in kinds for b in kinds}
+    assert any(len(batch.n_patches) for batch in made.calibration)
+    assert made.tuned.pairs
+    judged, tuned, rest = _shares(draw(scan(folder), 256, 0).items)
+    assert len(judged) == len(held.sizes)
+    contents = [{one.content for one in share} for share in (judged, tuned, rest)]
+    assert not contents[0] & (contents[1] | contents[2])
+    assert len(contents[0] | contents[1] | contents[2]) == texts + images
+    if min(texts or images, images) >= 6:
+        assert not contents[1] & contents[2]
+
+
+def test_too_few_pictures_to_judge_the_vision_graph_on(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "a", 10, 2)
+    with pytest.raises(PumaError, match="too few pictures to judge") as caught:
+        from_folder(small_spec(), folder, GENERIC_INSTRUCTIONS, 256, 0, lambda text: None)
+    assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def test_info_check_eval_and_doctor(work: Path, small_data: Path) -> None:
     index = json.loads(puma("info", "index.npy", "--json", cwd=work).stdout)
     assert index["model_id"] == about["model"]
     checked = json.loads(puma("check", "bundle", "--json", cwd=work).stdout)
-    assert [row["precision"] for row in checked] == ["fp32", "fp16", "int8", "int8-trt"]
+    on_cpu = [row["precision"] for row in checked if row["engine"] == "ort:cpu"]
+    assert on_cpu == ["fp32", "fp16", "int8", "int8-trt"]
     assert checked[0]["passed"]
     assert checked[0]["max_difference"] < 1e-4
     precisions = ("bundle@fp32", "bundle@int8")
@@ -39,11 +41,15 @@ def test_info_check_eval_and_doctor(work: Path, small_data: Path) -> None:
     assert "onnxruntime" in json.loads(puma("doctor", "--json", cwd=work).stdout)
 
 
-def test_bench_compares_four_backends(work: Path) -> None:
+def test_bench_compares_every_backend(work: Path) -> None:
     done = puma("bench", "--rounds", "1", "--seconds", "0.02", cwd=work)
     assert done.returncode == 0, done.stderr
     report = json.loads((work / "bench.json").read_text())
-    assert list(report["peak_bytes"]) == ["torch-fp32", "torch-bf16", "ort-fp32", "ort-int8"]
+    backends = ["torch-fp32", "torch-bf16", "ort-fp32", "ort-int8"]
+    if find_spec("openvino"):
+        backends += ["openvino-fp32", "openvino-int8"]
+    assert list(report["peak_bytes"]) == backends
+    assert report["missing"] == {}
     fp32 = [row for row in report["rows"] if row["backend"] == "ort-fp32"]
     assert len(fp32) == 4
     assert all(row["cosine"] > 0.9999 and row["runs"] >= 3 for row in fp32)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from puma_edge.errors import UsageError
+from puma_edge.merge import merge_run
 from tests.commands import puma
 
 TINY = """
@@ -43,6 +45,9 @@ def test_train_merge_and_export_the_newest_run(tmp_path: Path, small_data: Path)
     }
     assert puma("merge", "--out", "merged", cwd=tmp_path).returncode == 0
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+    merge_run(run, tmp_path / "merged")  # over what it wrote itself
+    with pytest.raises(UsageError, match="would remove"):
+        merge_run(run, run / "merged")
     card = (tmp_path / "merged" / "README.md").read_text()
     student = report["recall"]["student"]["mean"]
     assert f"| {student:.3f} |" in card.split("this model")[1].splitlines()[0]

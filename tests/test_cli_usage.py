@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from puma_edge.sample import base_folder
 from tests.commands import puma, refused
 
 
@@ -40,6 +41,10 @@ BAD = [
     (("export",), None, 1, "no finished run"),
     (("export", "shape:none"), None, 2, "unknown shape"),
     (("export", "empty", "--data", "SMALL"), None, 1, "no config.json"),
+    (("export", "MODEL", "--data", "SMALL", "--out", "texts"), None, 2, "--out texts is there"),
+    (("export", "MODEL", "--data", "SMALL", "--out", "."), None, 2, "--out . would remove"),
+    (("export", "bundle", "--data", "SMALL"), None, 2, "--out bundle would remove bundle"),
+    (("export", "bundle", "--trt", "--int8-trt"), None, 2, "--int8-trt changes nothing in bundle"),
     (("embed", "nowhere"), None, 1, "nowhere"),
     (("embed", "empty"), None, 1, "holds no image and no text"),
     (("embed", "texts", "--bundle", "empty"), None, 1, "is no bundle"),
@@ -82,7 +87,8 @@ def test_bad_input_is_one_line(
     if harm is not None:
         harm(tmp_path)
     before = snapshot(tmp_path)
-    arguments = [str(small_data) if word == "SMALL" else word for word in line]
+    named = {"SMALL": str(small_data), "MODEL": str(base_folder())}
+    arguments = [named.get(word, word) for word in line]
     done = puma(*arguments, cwd=tmp_path)
     assert says in refused(done, code)
     after = snapshot(tmp_path)

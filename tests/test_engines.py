@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +20,21 @@ from puma_edge.calibration.calibrate import calibrate
 from puma_edge.calibration.qdq import Form
 from puma_edge.calibration.quantize import write_int8
 from puma_edge.errors import PumaError
-from puma_edge.export.engines import build_plan, build_with, most_windows, profiles_of
+from puma_edge.export.engines import (
+    build_plan,
+    build_with,
+    most_windows,
+    profiles_of,
+    text_profiles,
+    vision_profiles,
+)
 from puma_edge.export.precision import to_fp16
+from puma_edge.inputs import Item
+from puma_edge.runtimes.buckets import Room, split
 from puma_edge.runtimes.cuda import Device
-from puma_edge.runtimes.plans import plan_file
+from puma_edge.runtimes.plans import built_from, plan_file
 from tests.commands import puma
+from tests.edge import small_spec
 from tests.families import small, small_bundle
 
 DEVICE = Device("NVIDIA Jetson Orin (8 GB)", "87", "10.3.0")
@@ -43,14 +55,25 @@ def test_profiles_hold_every_item(sample_bundle: Path) -> None:
                 sides = zip(profile.smallest[name], usual, profile.largest[name], strict=True)
                 assert all(low <= middle <= high for low, middle, high in sides)
     (vision,) = profiles_of(bundle, "vision")
-    assert vision.largest["patches"][1] == limits.max_pixels // limits.patch_size**2
+    tokens = limits.max_tokens
+    assert vision.largest["patches"][1] == tokens * limits.merge_size**2
+    assert vision.usual["patches"][:2] == (1, tokens * limits.merge_size**2)
     queries, everything = profiles_of(bundle, "text")
     # One word has no image token at all; the longest text beside the largest image fits.
     assert queries.smallest["image_tokens"][0] == 0
-    tokens = limits.max_pixels // (limits.patch_size * limits.merge_size) ** 2
     longest = bundle.spec.tokenizer.encode("Find what fits this.", "a " * 2000, (tokens,))
     assert everything.largest["input_ids"][1] >= len(longest)
     assert everything.largest["image_tokens"][0] >= tokens
+
+
+@pytest.mark.parametrize("shape", [(40, 600), (600, 40), (10, 2000), (300, 300)])
+def test_a_thin_picture_fits_too(shape: tuple[int, int]) -> None:
+    spec = small_spec(max_pixels=16 * 28 * 28)
+    picture = spec.encode(Item(None, (np.zeros((*shape, 3), np.uint8),), None))
+    (vision,), texts = vision_profiles(spec), text_profiles(spec, 40)
+    rooms = [Room(*one.largest["input_ids"]) for one in texts]
+    room = Room(*vision.largest["patches"][:2])
+    assert split(spec.collate([picture]), rooms, room, 4) == [slice(0, 1)]
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5))
@@ -88,7 +111,8 @@ def test_every_precision_builds(rtx: Any, sample_bundle: Path, tmp_path: Path) -
         about = json.loads(path.with_suffix(".json").read_text())
         assert about["plan"] == sha256(path)
         assert about["capability"] == "87"
-        assert about["graph"] in bundle.manifest.files.values()
+        part, precision, _ = path.name.split(".0.")[1].split(".")
+        assert about["built_from"] == built_from(bundle, part, Precision(precision))
     (cache,) = (tmp_path / "bundle" / "engines").glob("*.timing.cache")
     assert cache.stat().st_size > 0
     assert Bundle.open(tmp_path / "bundle").manifest == bundle.manifest
@@ -105,6 +129,20 @@ def test_other_families_build(
         path = tmp_path / f"{part}.int8-trt.onnx"
         to_fp16(path, path)
         assert build_plan(rtx, path, profiles_of(bundle, part)).plan
+
+
+@pytest.mark.filterwarnings("ignore:Use del obj")
+def test_fp32_is_not_rounded_to_tf32(rtx: Any, sample_bundle: Path) -> None:
+    bundle, flags = Bundle.open(sample_bundle), []
+
+    class Builder(rtx.Builder):  # type: ignore[misc]
+        def build_serialized_network(self, network: Any, config: Any) -> None:
+            flags.append(config.get_flag(rtx.BuilderFlag.TF32))
+
+    module = SimpleNamespace(**{**vars(rtx), "Builder": Builder})
+    with pytest.raises(PumaError, match="cannot build"):
+        build_plan(module, bundle.graph(Precision.FP32, "text"), profiles_of(bundle, "text"))
+    assert flags == [False]
 
 
 def test_an_input_without_a_profile_is_named(rtx: Any, sample_bundle: Path) -> None:

@@ -8,16 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from puma_edge.calibration.calibrate import QuantSettings, calibrate
+from puma_edge.calibration.onnx_files import load_model, save_model, weight_of
+from puma_edge.calibration.qdq import Form
+from puma_edge.calibration.quantize import write_int8
 from puma_edge.config import ExportConfig, Thresholds
-from puma_edge.export.parity import Limits, judge
+from puma_edge.export.parity import Limits, judge, judge_halves
+from puma_edge.export.precision import largest_halves, to_fp16
 from puma_edge.inputs import Float32
 from puma_edge.metrics import overlap_at_k, rank_agreement
 from puma_edge.retrieval import Pair, compare_pairs
 from tests.commands import puma
+from tests.graphs import ITEMS, PARTS, batch_of, batches, copy_graphs, embed, some
 
 
 def plain_overlap(first: Float32, second: Float32, k: int) -> float:
@@ -45,7 +52,8 @@ def test_a_pair_by_hand() -> None:
     pair = Pair("t->i", queries=(3, 4), documents=(0, 1, 2), answers=((0,), (2,)), k=1)
     (told,) = compare_pairs([pair], turn, found)
     assert (told.recall, told.reference_recall, told.recall_lost) == (0.5, 1.0, 0.5)
-    assert (told.overlap, told.worst_cosine) == (1.0, 0.0)
+    # Of three candidates the first ten are always the same.
+    assert (told.overlap, told.worst_cosine) == (None, 0.0)
     assert told.agreement == pytest.approx((1 + (0 + 1 / 2 + 1) / 3) / 2)
 
 
@@ -89,6 +97,56 @@ def test_mean_recall_and_batches_can_fail() -> None:
     assert "depends on its batch" in why
     broken = np.full_like(rows, np.nan)
     assert not judge([pair], rows, broken, 1.0, "int8", Limits(loose, 1)).passed
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Graphs whose MLPs go beyond float16 between two products, and come back."""
+    folder = copy_graphs(tmp_path_factory.mktemp("loud"))
+    model = load_model(folder / "text.fp32.onnx")
+    for name, factor in (("layers.1.up.weight", 5e3), ("layers.1.down.weight", 2e-4)):
+        weight = model.graph.initializers[name]
+        values = np.asarray(weight_of(weight) * np.float32(factor))
+        weight.const_value = ir.tensor(values, name=name)
+    save_model(model, folder / "text.fp32.onnx")
+    # SmoothQuant would divide what is loud.
+    seen = calibrate(folder, batches(some(12, 1000)), QuantSettings(smooth=0), [Form.TRT])
+    (folder / "single").mkdir()
+    write_int8(folder, seen, folder / "single", Form.TRT)
+    for part in PARTS:
+        to_fp16(folder / f"{part}.fp32.onnx", folder / f"{part}.fp16.onnx")
+        to_fp16(folder / "single" / f"{part}.int8-trt.onnx", folder / f"{part}.int8-trt.onnx")
+    return folder
+
+
+@pytest.mark.parametrize(("precision", "near"), [("fp16", 0.999), ("int8-trt", 0.85)])
+def test_what_float16_cannot_hold_fails_though_the_cpu_gets_it_right(
+    loud: Path, fp32_graphs: Path, precision: str, near: float, tmp_path: Path
+) -> None:
+    items = [ITEMS[0], ITEMS[2]]
+    rows, found = (embed(loud, name, items) for name in ("fp32", precision))
+    limits = Limits(Thresholds(near, near, 0, 1), 1)
+    passed = judge([], rows, found, 1.0, precision, limits)
+    assert passed.passed
+    files = [loud / f"{part}.{precision}.onnx" for part in PARTS]
+    (why,) = judge_halves(passed, largest_halves(*files, [batch_of(items)])).failures
+    assert why.startswith("text ")
+    assert "float16 ends at 65504" in why
+    assert not list(loud.glob("watch.*"))
+    for part in PARTS:
+        to_fp16(fp32_graphs / f"{part}.fp32.onnx", tmp_path / f"{part}.onnx")
+    quiet = largest_halves(tmp_path / "vision.onnx", tmp_path / "text.onnx", [batch_of(items)])
+    assert judge_halves(passed, quiet).passed
+
+
+def test_ten_candidates_have_no_overlap_to_judge() -> None:
+    rows, _, pair = noisy(0.3)
+    found = rows * np.where(np.arange(len(rows)) < 40, -1, 1)[:, None]  # the best come last
+    strict = Limits(Thresholds(-2, -2, 0.95, 1), 1)
+    few, more = (replace(pair, documents=pair.documents[:count], answers=()) for count in (10, 11))
+    told = judge([few], rows, found, 1.0, "int8", strict)
+    assert (told.overlap, told.failures) == (None, ())
+    assert "first ten hits" in judge([few, more], rows, found, 1.0, "int8", strict).failures[0]
 
 
 STRICT = """

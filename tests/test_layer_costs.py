@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from puma_edge.calibration.calibrate import Calibration
+from puma_edge.backbones import Family
+from puma_edge.calibration.calibrate import Calibration, calibrate
 from puma_edge.calibration.linears import find_groups
 from puma_edge.calibration.onnx_files import load_model, weight_of
 from puma_edge.calibration.qdq import Form
@@ -19,6 +21,7 @@ from puma_edge.export.fallback import counts, keep_until_passed
 from puma_edge.export.parity import Limits, Parity, judge
 from puma_edge.inputs import Float32
 from puma_edge.retrieval import Pair, cosines
+from tests.families import small
 from tests.graphs import batch_of, embed, some
 
 
@@ -63,6 +66,17 @@ def test_the_spoiled_layer_is_the_dearest(
     assert not list(fp32_graphs.glob("try.*"))
     values = sum(w.size for w in _matrices(fp32_graphs))
     assert sum(unit.values for unit in units) == values
+
+
+def test_tokens_may_be_wider_than_embeddings(tmp_path: Path) -> None:
+    """DeepStack's, and batches of words have none of them."""
+    made = small(Family.QWEN3_VL)
+    shutil.copytree(made.folder, tmp_path, dirs_exist_ok=True)
+    seen = calibrate(tmp_path, [made.batch(0, 1, 2)])
+    pair = Pair("any->any", (0, 1), (2, 3))
+    trial = Trial([([0, 2], made.batch(0, 3)), ([1, 3], made.batch(1, 2))], [pair])
+    costs = measure_costs(tmp_path, seen, Form.CPU, trial)
+    assert {one.unit for one in costs} == set(find_units(tmp_path))
 
 
 def _matrices(folder: Path) -> list[Float32]:

@@ -108,6 +108,29 @@ def test_grid_equals_smart_resize(height: int, width: int, limits: PixelLimits) 
         assert limits.grid(height, width) == expected
 
 
+@settings(deadline=None)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 200) | st.floats(1, 200),
+    st.integers(1, 400_000),
+    st.integers(0, 400_000) | st.just(0),
+)
+def test_no_image_has_more_tokens_than_the_most(
+    short: int, ratio: float, least: int, more: int
+) -> None:
+    for limits in (DEFAULT, ONE_TOKEN, TINY, PATCH_16, PixelLimits(least, least + more)):
+        for sides in ((short, int(short * ratio)), (int(short * ratio), short)):
+            rows, columns = limits.grid(*sides)
+            assert rows * columns <= limits.max_tokens * limits.merge_size**2
+
+
+def test_the_most_tokens_are_reached() -> None:
+    # The area's 300; of 64 a strip of 200 to 1 has one row of 113.
+    assert DEFAULT.max_tokens == 300
+    assert PixelLimits(max_pixels=64 * 28 * 28).max_tokens == 113
+    assert PixelLimits(max_pixels=64 * 28 * 28).grid(20, 4000) == (2, 226)
+
+
 def test_normalized_bytes() -> None:
     # By hand: (0 - mean) / std and (1 - mean) / std, every value twice for the two time slices.
     pixels = np.zeros((2, 588), np.uint8)

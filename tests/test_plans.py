@@ -8,16 +8,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 from tokenizers import Tokenizer
 
-from puma_edge.bundle import Bundle, Precision
+from puma_edge.bundle import Bundle, Precision, seal
+from puma_edge.calibration.onnx_files import load_model, save_model, weight_of
 from puma_edge.errors import PumaError
 from puma_edge.export.engines import worth_building
 from puma_edge.runtimes.cuda import Device
 from puma_edge.runtimes.plans import NoPlanError, PlanName, find_plan, plan_file
 from puma_edge.runtimes.trt import TrtEncoder
-from tests.models import tiny_bundle
+from tests.models import exported, tiny_bundle
 from tests.pretend_gpu import DEVICE, pretend, write_engines
 
 
@@ -68,7 +71,7 @@ def test_a_changed_engine_and_one_of_another_graph_are_refused(bundle: Bundle) -
     (_, text) = write_engines(bundle, Precision.FP16)
     about = text.with_suffix(".json")
     values = json.loads(about.read_text())
-    about.write_text(json.dumps({**values, "graph": "0" * 64}))
+    about.write_text(json.dumps({**values, "built_from": {}}))
     with pytest.raises(PumaError, match="was built from another text graph"):
         find_plan(bundle, DEVICE, "text", Precision.FP16)
     about.write_text(json.dumps(values))
@@ -80,6 +83,30 @@ def test_a_changed_engine_and_one_of_another_graph_are_refused(bundle: Bundle) -
         find_plan(bundle, DEVICE, "text", Precision.FP16)
 
 
+def test_an_engine_is_known_by_the_weights_beside_its_graph_and_by_the_model(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of two trainings of one shape: their graphs are the same file, to the byte."""
+    monkeypatch.setattr("puma_edge.calibration.onnx_files.INLINE_BYTES", 0)
+    folder, found = bundle.folder, []
+    for factor in (1.0, 1.1):
+        model = load_model(exported().folder / "text.fp32.onnx")
+        weight = model.graph.initializers["layers.0.gate.weight"]
+        values = np.asarray(weight_of(weight) * np.float32(factor))
+        weight.const_value = ir.tensor(values, name=weight.name)
+        save_model(model, folder / "text.fp32.onnx")
+        found.append(replace(bundle, manifest=seal(folder, bundle.manifest)))
+    other, mine = found
+    graph = "text.fp32.onnx"
+    assert other.manifest.files[graph] == mine.manifest.files[graph]
+    assert other.manifest.files[f"{graph}.data"] != mine.manifest.files[f"{graph}.data"]
+    write_engines(mine, Precision.FP32)
+    find_plan(mine, DEVICE, "text", Precision.FP32)
+    for changed in (other, replace(mine, manifest=replace(mine.manifest, model_id="another"))):
+        with pytest.raises(PumaError, match="was built from another text graph"):
+            find_plan(changed, DEVICE, "text", Precision.FP32)
+
+
 def test_fp32_engines_are_built_only_where_there_is_nothing_smaller(bundle: Bundle) -> None:
     assert worth_building(bundle) == [Precision.FP16]
     graphs = {"fp32": bundle.manifest.graphs["fp32"], "int8": bundle.manifest.graphs["fp16"]}
@@ -87,11 +114,11 @@ def test_fp32_engines_are_built_only_where_there_is_nothing_smaller(bundle: Bund
     assert worth_building(alone) == [Precision.FP32]
 
 
-def test_engines_of_a_bundle_are_asked_for_without_torch(bundle: Bundle) -> None:
+@pytest.mark.parametrize("line", [["--trt"], []])
+def test_engines_of_a_bundle_are_asked_for_without_torch(bundle: Bundle, line: list[str]) -> None:
     code = """
 import sys
 from puma_edge.cli import main
-sys.argv[1:] = ["export", "bundle", "--trt"]
 try:
     main()
 except SystemExit as end:
@@ -102,8 +129,11 @@ except SystemExit as end:
         import tensorrt  # noqa: F401
     except ModuleNotFoundError:
         (bundle.folder / "bundle").symlink_to(bundle.folder)
+        if not line:  # said in the settings, beside what is for other exports
+            settings = "[export]\ntrt = true\nint8 = true\n"
+            (bundle.folder / "puma-edge.toml").write_text(settings)
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, "export", "bundle", *line],
             cwd=bundle.folder,
             capture_output=True,
             text=True,

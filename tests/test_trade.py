@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from puma_edge.bundle import Bundle, Manifest, Precision, seal
 from puma_edge.cli_sweep import milliseconds
+from puma_edge.config import ExportConfig
 from puma_edge.errors import UsageError
+from puma_edge.images import PixelLimits
+from puma_edge.prompts import PromptFormat
 from puma_edge.sample import base_folder
+from puma_edge.sweep import SweepConfig, _bundle, _key
 from puma_edge.trade import Point, front, pick
 from tests.checkout import run_python
 from tests.commands import puma
+
+MANIFEST = Manifest("id", "base", "model", (0,), 1, 8, PixelLimits(), PromptFormat())
 
 
 def point(recall: float, text_ms: float, image_ms: float = 0.0) -> Point:
@@ -117,3 +124,36 @@ def test_a_sweep_measures_once_and_picks(tmp_path: Path, small_data: Path) -> No
     done = puma(*line, "--dim", "999", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("Traceback")) == (2, 0)
     assert "embeds in 128 dimensions" in done.stderr
+
+
+def test_another_training_and_other_data_are_exported_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[str] = []
+
+    def export(settings: ExportConfig, step: object) -> None:
+        """What is exported is for other tests: here it is when."""
+        exported.append(settings.data)
+        Path(settings.out).mkdir()
+        seal(Path(settings.out), MANIFEST)
+
+    monkeypatch.setattr("puma_edge.sweep.run_export", export)
+    weights = tmp_path / "run" / "merged" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    taken = []
+    for data, content in (("a", "1"), ("a", "1"), ("b", "1"), ("b", "2"), ("b", "22")):
+        if not weights.exists() or weights.read_text() != content:
+            weights.write_text(content)
+        config = SweepConfig((str(tmp_path / "run"),), str(tmp_path / "sweep"), data)
+        taken.append(_bundle(config, config.models[0], 0, 0, lambda _: None).folder.name)
+    assert exported == ["a", "b", "b", "b"]
+    assert len(set(taken)) == 4
+    assert taken[0] == taken[1]
+
+
+def test_a_measurement_is_one_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for name in ("one processor", "another"):
+        monkeypatch.setattr("puma_edge.sweep.processor", lambda name=name: name)
+        keys.add(_key(Bundle(Path(), MANIFEST), Precision.FP32, SweepConfig(), 1))
+    assert len(keys) == 2

@@ -28,7 +28,8 @@ import numpy as np
 from PIL import Image
 
 from puma_edge.bundle import Bundle
-from puma_edge.images import decode, patchify
+from puma_edge.decoding import decode
+from puma_edge.images import patchify
 from puma_edge.inputs import Batch, Float32
 from puma_edge.runtimes.corpus import scan
 from puma_edge.runtimes.documents import load

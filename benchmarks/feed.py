@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from puma_edge import images
-from puma_edge.images import PixelLimits, decode, normalize, patchify
+from puma_edge import decoding
+from puma_edge.decoding import decode
+from puma_edge.images import IMAGE_STD, PixelLimits, normalize, patchify
 from puma_edge.resize import Resizer, best_resizer, resize
 from puma_edge.rgb import UInt8
 
@@ -52,11 +53,11 @@ def draw(seed: int) -> bytes:
 
 def by_pillow(data: bytes) -> UInt8:
     """Decode as without the extra."""
-    found, images._simplejpeg = images._simplejpeg, lambda: None  # type: ignore[assignment]
+    found, decoding._simplejpeg = decoding._simplejpeg, lambda: None  # type: ignore[assignment]
     try:
         return decode(data)
     finally:
-        images._simplejpeg = found
+        decoding._simplejpeg = found
 
 
 def paths() -> dict[str, Path_]:
@@ -132,7 +133,7 @@ def levels(files: Sequence[bytes]) -> dict[str, float]:
     for name in set(every) - {"transformers"}:
         gaps = [normalize(every[name](data)) - every["transformers"](data) for data in files[:3]]
         worst = max(float(np.abs(gap).max()) for gap in gaps)
-        off[name] = worst * min(images.IMAGE_STD) * 255
+        off[name] = worst * min(IMAGE_STD) * 255
     return off
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from puma_edge.decoding import decode
 from puma_edge.errors import InputError, PumaError
-from puma_edge.images import decode
 from puma_edge.inputs import Item
 from puma_edge.prompts import Modality
 from puma_edge.runtimes.documents import Corpus, Document, load

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from puma_edge.bundle import Bundle
-from puma_edge.images import Patches, decode, patchify
+from puma_edge.decoding import decode
+from puma_edge.images import Patches, patchify
 from puma_edge.inputs import Batch, InputSpec
 from puma_edge.runtimes.cuda import used_memory
 from puma_edge.runtimes.encoder import Encoder

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from puma_edge.decoding import decode
 from puma_edge.errors import InputError, PumaError
-from puma_edge.images import Patches, decode, patchify
+from puma_edge.images import Patches, patchify
 from puma_edge.inputs import Encoded, InputSpec
 from puma_edge.prompts import Modality
 

@@ -18,8 +18,8 @@ from PIL import Image
 from sentence_transformers.base.modules import InputModule
 from torch.nn import functional
 
+from puma_edge.decoding import decode
 from puma_edge.errors import InputError
-from puma_edge.images import decode
 from puma_edge.inputs import Item
 from puma_edge.model import Checkpoint, load, ret_states, save
 

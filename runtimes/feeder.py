@@ -6,8 +6,9 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from puma_edge.decoding import decode
 from puma_edge.errors import InputError
-from puma_edge.images import Patches, decode, patchify
+from puma_edge.images import Patches, patchify
 from puma_edge.inputs import Encoded, InputSpec
 from puma_edge.resize import Resizer
 from puma_edge.runtimes.documents import Document, load

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from puma_edge.decoding import MAX_FILE_BYTES
 from puma_edge.errors import InputError
-from puma_edge.images import MAX_FILE_BYTES
 
 MAX_TEXT_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 4 * 2**20

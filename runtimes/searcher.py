@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from puma_edge.decoding import decode
 from puma_edge.errors import InputError, PumaError, UsageError
-from puma_edge.images import Patches, PixelLimits, decode, patchify
+from puma_edge.images import Patches, PixelLimits, patchify
 from puma_edge.inputs import Encoded, Float32, InputSpec
 from puma_edge.prompts import Modality
 from puma_edge.resize import best_resizer

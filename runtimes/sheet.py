@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageDraw, ImageOps
 
+from puma_edge.decoding import decode
 from puma_edge.errors import InputError, UsageError
-from puma_edge.images import decode
 from puma_edge.prompts import Modality
 from puma_edge.runtimes.files import disk_errors, write_bytes
 from puma_edge.runtimes.parts import locate

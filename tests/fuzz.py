@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from puma_edge import images
+from puma_edge import decoding
 from puma_edge.errors import PumaError
 from puma_edge.runtimes.corpus import IMAGE_SUFFIXES, scan
 from puma_edge.runtimes.embedder import Settings, embed_corpus
@@ -124,7 +124,7 @@ def one_folder(folder: Path, files: list[bytes], chance: random.Random) -> int:
 def fuzz(folder: Path, seconds: float, seed: int) -> tuple[int, int]:
     """Try folders for so long; give how many folders and files there were."""
     chance, files = random.Random(seed), seeds()
-    images.MAX_DECODED_PIXELS = 4_000_000  # a header that says "huge" stays cheap
+    decoding.MAX_DECODED_PIXELS = 4_000_000  # a header that says "huge" stays cheap
     ends, folders, count = time.monotonic() + seconds, 0, 0
     while time.monotonic() < ends or not folders:
         try:

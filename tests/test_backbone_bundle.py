@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from puma_edge.backbones import Family
 from puma_edge.bundle import Bundle
 from puma_edge.config import ExportConfig, Gate
+from puma_edge.decoding import decode
 from puma_edge.errors import PumaError
 from puma_edge.export.command import run_export
-from puma_edge.images import decode
 from puma_edge.inputs import Item
 from puma_edge.model import prune, save
 from puma_edge.runtimes.engine import PrecisionChoice, Runtime, open_engine

@@ -13,7 +13,8 @@ from PIL import Image
 
 from puma_edge import feeds
 from puma_edge.backbones import Family, backbone_of, tower_of
-from puma_edge.images import PixelLimits, decode, normalize, patchify
+from puma_edge.decoding import decode
+from puma_edge.images import PixelLimits, normalize, patchify
 from puma_edge.inputs import Batch, Encoded, collate, rope_positions
 from puma_edge.spellings import IS_OLDER
 from puma_edge.tower import Tower

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from puma_edge import images
+from puma_edge import decoding
+from puma_edge.decoding import decode
 from puma_edge.errors import InputError
-from puma_edge.images import decode
 from tests.edge import encoded
 from tests.pictures import chunk, colours, frames, png
 
@@ -54,7 +54,7 @@ def test_refuses_what_is_not_there(tmp_path: Path) -> None:
 def test_refuses_large_files_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(bytes(101))
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 100)
     with pytest.raises(InputError, match="101 bytes is over the limit of 100 bytes"):
         decode(path)
 
@@ -68,7 +68,7 @@ def test_refuses_a_decompression_bomb() -> None:
 
 
 def test_refuses_what_is_over_our_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_DECODED_PIXELS", 619)
+    monkeypatch.setattr(decoding, "MAX_DECODED_PIXELS", 619)
     with pytest.raises(InputError, match="31x20 pixels is over the limit of 619 pixels"):
         decode(encoded(Image.fromarray(colours()), "PNG"))
 
@@ -82,7 +82,7 @@ def test_running_out_of_memory_is_this_pictures_fault(monkeypatch: pytest.Monkey
     def fail(image: Image.Image) -> Image.Image:
         raise MemoryError
 
-    monkeypatch.setattr(images, "to_rgb", fail)
+    monkeypatch.setattr(decoding, "to_rgb", fail)
     with pytest.raises(InputError, match="does not fit in memory; scale it down"):
         decode(encoded(Image.fromarray(colours()), "PNG"))
 
@@ -130,7 +130,7 @@ def test_damage_is_an_input_error_or_nothing(
     data = data[: int(min(1.0, kept * 3) * len(data))]
     got, message = np.zeros((1, 1, 3), np.uint8), "readable"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "MAX_DECODED_PIXELS", 10**6)
+        patch.setattr(decoding, "MAX_DECODED_PIXELS", 10**6)
         try:
             got = decode(bytes(data))
         except InputError as error:

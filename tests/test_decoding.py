@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from puma_edge.images import UInt8, decode
+from puma_edge.decoding import decode
+from puma_edge.images import UInt8
 from tests.edge import encoded
 from tests.pictures import chunk, colours, frames, png
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from puma_edge.decoding import decode
 from puma_edge.errors import PumaError, UsageError
-from puma_edge.images import decode
 from puma_edge.inputs import Batch, Item
 from puma_edge.prompts import Modality
 from puma_edge.resize import Resizer

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from puma_edge import images
+from puma_edge import decoding
+from puma_edge.decoding import decode
 from puma_edge.errors import InputError
-from puma_edge.images import PixelLimits, decode, patchify
+from puma_edge.images import PixelLimits, patchify
 from puma_edge.resize import Resizer, UInt8, resize
 from tests.edge import encoded, fill
 
@@ -30,13 +31,13 @@ def photo(photograph: Path) -> Image.Image:
 def by_pillow(data: bytes) -> UInt8:
     """Decode as if the extra were not there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "_simplejpeg", lambda: None)
+        patch.setattr(decoding, "_simplejpeg", lambda: None)
         return decode(data)
 
 
 def quick(data: bytes) -> UInt8 | None:
     with Image.open(io.BytesIO(data)) as image:
-        return images._quick_jpeg(image, data)
+        return decoding._quick_jpeg(image, data)
 
 
 @settings(max_examples=40, deadline=None)

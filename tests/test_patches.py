@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from puma_edge.decoding import decode
 from puma_edge.errors import InputError, UsageError
-from puma_edge.images import PixelLimits, UInt8, decode, normalize, patchify
+from puma_edge.images import PixelLimits, UInt8, normalize, patchify
 
 DEFAULT = PixelLimits()
 QWEN = PixelLimits(56 * 56, 1280 * 28 * 28)

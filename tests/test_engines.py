@@ -162,7 +162,7 @@ def test_the_cpus_form_is_refused_in_one_line(rtx: Any, sample_bundle: Path) -> 
 
 @pytest.mark.extra
 def test_the_real_shape_builds(rtx: Any, tmp_path: Path) -> None:
-    """12 of Qwen2-VL-2B's 28 layers: about 20 GB of disk, 12 GB of memory and a quarter hour."""
+    """12 of Qwen2-VL-2B's 28 layers: about 20 GB of disk, 18 GB of memory and a quarter hour."""
     shape = ("shape:qwen2-vl-2b", "--keep-layers", "12", "--max-pixels", "50176")
     wanted = ("--fp16", "--int8-trt", "--gate", "report", "--calibration-items", "16")
     done = puma("export", "--model", *shape, *wanted, cwd=tmp_path, timeout=3600)

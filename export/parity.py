@@ -111,7 +111,7 @@ def judge_halves(parity: Parity, largest: Mapping[str, float]) -> Parity:
     beyond = tuple(
         f"{name} reaches {value:.0f}, and float16 ends at {LARGEST_HALF:.0f}: no number on a GPU"
         for name, value in largest.items()
-        if value > LARGEST_HALF
+        if not value <= LARGEST_HALF  # nor is NaN a number
     )
     return replace(parity, failures=(*parity.failures, *beyond))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,14 @@ from puma_edge.trade import Point
 if TYPE_CHECKING:  # it comes with the export, and so with torch
     from puma_edge.sweep import SweepReport
 
-COLOURS = ["#9aa5b1", "#616e7c", "#63b3ed", "#2b6cb0"]
+# What a backend's name begins with -> the colours of its precisions, in turn.
+COLOURS = {
+    "torch": ("#9aa5b1", "#616e7c"),
+    "compile": ("#b794f4", "#6b46c1"),
+    "ort": ("#63b3ed", "#2b6cb0", "#1a4373"),
+    "openvino": ("#68d391", "#2f855a"),
+    "trt": ("#f6ad55", "#c05621", "#7b341e"),
+}
 PRECISIONS = {"fp32": "#616e7c", "fp16": "#63b3ed", "int8": "#2b6cb0", "int8-trt": "#805ad5"}
 
 
@@ -69,13 +76,14 @@ def draw_losses(run: Path, out: Path) -> None:
 
 
 def draw_bench(report: BenchReport, out: Path) -> None:
-    """A bar for each backend in each case, on a logarithmic scale, as PNG.
+    """A bar for each backend in each case, as PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     pyplot = _pyplot()
     backends = list(report.peak_bytes)
+    colours = _colours(backends)
     cases = list(dict.fromkeys(row.case for row in report.rows))
     size = (3.4 * len(cases), 3.6)
     figure, (plots,) = pyplot.subplots(1, len(cases), figsize=size, squeeze=False)
@@ -83,7 +91,7 @@ def draw_bench(report: BenchReport, out: Path) -> None:
         rows = {row.backend: row for row in report.rows if row.case == case}
         for place, backend in enumerate(backends):
             value = rows[backend].median_ms
-            plot.barh(place, value, color=COLOURS[place % len(COLOURS)], height=0.7)
+            plot.barh(place, value, color=colours[place], height=0.7)
             faster = rows[backend].speedup.get(BASELINES[0])
             label = "" if faster is None else f" {faster:.1f}x"
             plot.text(value, place, label, va="center", fontsize=9)
@@ -97,6 +105,13 @@ def draw_bench(report: BenchReport, out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out, dpi=150)
     pyplot.close(figure)
+
+
+def _colours(backends: Sequence[str]) -> list[str]:
+    kinds = [name.partition("-")[0] for name in backends]
+    shades = [COLOURS[kind] for kind in kinds]
+    return [shade[kinds[:place].count(kinds[place]) % len(shade)]
+            for place, shade in enumerate(shades)]  # fmt: skip
 
 
 def draw_recall(rows: Mapping[str, Mapping[int, float]], out: Path) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from puma_edge.config import StageConfig, TrainConfig
-from puma_edge.data import Dataset, Example, Source
+from puma_edge.data import Dataset
 from puma_edge.errors import PumaError
 from puma_edge.frozen_vision import FrozenVision
 from puma_edge.losses import other_answers
@@ -25,12 +21,10 @@ from puma_edge.model import Checkpoint, ret_states
 from puma_edge.pair_batches import PART_TOKENS, Collator, PairBatch
 from puma_edge.pairs import Pair, Pairs
 from puma_edge.progress import Progress
-from puma_edge.prompts import Modality
 from puma_edge.stage_trainer import CompleteMark
 from puma_edge.stages import run_stage, total_steps
-from puma_edge.teacher_states import StateEncoder, TeacherStates, distinct_sources
-from puma_edge.teacher_states import teacher_states as all_states
 from tests.checkpoints import tiny_checkpoint
+from tests.text_pairs import eight_pairs, teacher_states
 
 
 @pytest.mark.parametrize(
@@ -55,21 +49,7 @@ def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Dataset:
-    """Eight text-to-text pairs."""
-    words = ["fox", "dog", "lazy", "brown", "jump", "forest", "street", "image"]
-    examples = [
-        Example(f"1:{i}", 1, "1", Source(word), (f"1:{i}",), Modality.TEXT)
-        for i, word in enumerate(words)
-    ]
-    candidates = {f"1:{i}": Source(f"the {word}") for i, word in enumerate(words)}
-    instructions = {("text", "text", "1"): ["Find the text."]}
-    return Dataset(
-        tmp_path,
-        {"train": examples, "val": [], "test": []},
-        {1: list(candidates)},
-        candidates,
-        instructions,
-    )
+    return eight_pairs(tmp_path)
 
 
 def test_a_batch_knows_which_of_its_answers_answer_other_queries(
@@ -98,28 +78,6 @@ def test_pairs_with_one_answer_have_nothing_to_tell_apart(
     assert [row["loss"] for row in log] == [0.0] * 3
 
 
-def teacher_states(
-    checkpoint: Checkpoint, data: Dataset, pairs: Sequence[Pair], folder: Path, *progress: Any
-) -> TeacherStates:
-    """The states of these pairs."""
-    return all_states(checkpoint, distinct_sources(data, pairs), folder, FrozenVision(), *progress)
-
-
-def test_the_teachers_states_are_those_of_the_full_model(
-    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
-) -> None:
-    pairs = Pairs(data, data.train, seed=0)
-    states = teacher_states(checkpoint, data, pairs.pairs, tmp_path)
-    chosen = [pairs[5], pairs[0], pairs[3]]
-    batch = Collator(checkpoint, data, teacher=states)(chosen)["batch"]
-    assert batch.teacher is not None
-    encoder = StateEncoder(checkpoint.model)
-    sides = batch.join([torch.from_numpy(encoder.encode(part)) for part in batch.parts])
-    for found, side in zip(batch.teacher, sides, strict=True):
-        assert np.allclose(found.numpy(), side.numpy(), atol=1e-5)
-    assert batch.modalities.tolist() == [0, 0, 0]
-
-
 @pytest.mark.parametrize("tokens", [1, 40, 200])
 def test_parts_of_like_length_are_the_batch_in_one_piece(
     checkpoint: Checkpoint, data: Dataset, monkeypatch: pytest.MonkeyPatch, tokens: int
@@ -146,106 +104,6 @@ def test_parts_of_like_length_are_the_batch_in_one_piece(
     assert padded < sum((part.attention_mask == 0).sum() for part in whole.parts)
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-
-
-def test_what_many_pairs_have_in_common_is_computed_once(
-    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
-) -> None:
-    words = Pairs(data, data.train, seed=0).pairs
-    pairs = [Pair(row, words[row % 3].example, words[row % 2].answer, "Find.") for row in range(9)]
-    found = teacher_states(checkpoint, data, pairs, tmp_path)
-    assert len(found.states) == 3 + 2
-    whole = found.of(range(9))
-    alone = [teacher_states(checkpoint, data, [pair], tmp_path).of([0])[:, 0] for pair in pairs]
-    assert np.allclose(whole, np.stack(alone, axis=1), atol=1e-5)
-    assert np.array_equal(found.of([7, 4]), whole[:, [7, 4]])
-
-
-def test_states_are_computed_once_for_a_model_and_its_texts(
-    checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pairs = Pairs(data, data.train, seed=0).pairs
-    first = np.array(teacher_states(checkpoint, data, pairs, tmp_path).states)
-    calls: list[int] = []
-    encode = StateEncoder.encode
-    monkeypatch.setattr(
-        StateEncoder, "encode", lambda self, batch: calls.append(1) or encode(self, batch)
-    )
-    assert np.array_equal(teacher_states(checkpoint, data, pairs, tmp_path).states, first)
-    assert calls == []
-    teacher_states(checkpoint, data, pairs[1:], tmp_path)
-    assert len(calls) == 1
-    with torch.no_grad():
-        next(checkpoint.model.parameters()).mul_(1.5)
-    teacher_states(checkpoint, data, pairs, tmp_path)
-    assert len(calls) == 2
-    assert len(list(tmp_path.glob("*.npy"))) == 3
-
-
-def test_interrupted_states_go_on_and_are_the_same(
-    checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("puma_edge.teacher_states.BATCH", 3)
-    monkeypatch.setattr("puma_edge.teacher_states.BATCHES_BETWEEN_MARKS", 2)
-    pairs = Pairs(data, data.train, seed=0).pairs
-    whole = np.array(teacher_states(checkpoint, data, pairs, tmp_path / "whole").states)
-    seen: list[int] = []
-
-    def stop(done: int) -> None:
-        seen.append(done)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        teacher_states(checkpoint, data, pairs, tmp_path / "cut", stop)
-    again: list[int] = []
-    found = teacher_states(checkpoint, data, pairs, tmp_path / "cut", again.append)
-    assert again[0] == 9  # two batches were sure, so the third comes first
-    assert np.array_equal(found.states, whole)
-    assert {path.suffix for path in (tmp_path / "cut").iterdir()} == {".npy", ""}  # and the lock
-
-
-def test_marks_of_states_that_are_gone_count_for_nothing(
-    checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("puma_edge.teacher_states.BATCH", 3)
-    pairs = Pairs(data, data.train, seed=0).pairs
-    whole = np.array(teacher_states(checkpoint, data, pairs, tmp_path).states)
-    (path,) = tmp_path.glob("*.npy")
-    path.unlink()
-    path.with_suffix(".done").write_text("4")  # a kill came before it was deleted
-
-    def stop(done: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        teacher_states(checkpoint, data, pairs, tmp_path, stop)
-    assert np.array_equal(teacher_states(checkpoint, data, pairs, tmp_path).states, whole)
-
-
-def test_a_full_disk_says_so_before_states_are_computed(
-    checkpoint: Checkpoint, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    pairs = Pairs(data, data.train, seed=0).pairs
-    with pytest.raises(PumaError, match="no space left on the disk"):
-        teacher_states(checkpoint, data, pairs, tmp_path)
-    monkeypatch.undo()
-    assert teacher_states(checkpoint, data, pairs, tmp_path).states.all()
-
-
-def test_states_are_kept_apart_by_the_type_of_the_weights(
-    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
-) -> None:
-    pairs = Pairs(data, data.train, seed=0).pairs
-    exact = np.array(teacher_states(checkpoint, data, pairs, tmp_path).states)
-    torch.nn.Module.to(checkpoint.model, torch.bfloat16)
-    rounded = np.array(teacher_states(checkpoint, data, pairs, tmp_path).states)
-    assert 1e-4 < np.abs(rounded - exact).max() < 0.1
-    assert len(list(tmp_path.glob("*.npy"))) == 2
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_no_checkpoint_holds_it(

@@ -51,3 +51,16 @@ class Pairs(TorchDataset[Pair]):
     def __getitem__(self, index: int) -> Pair:
         """One pair."""
         return self.pairs[index]
+
+
+def balanced(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """About `count` examples, as many of each task, so that every task has its share of the steps.
+
+    Those of small tasks stand there several times, those of large ones once; no more than it takes
+    to have all of the largest.
+    """
+    by_task: dict[int, list[Example]] = {}
+    for one in random.Random(seed).sample(examples, len(examples)):
+        by_task.setdefault(one.task, []).append(one)
+    share = max(1, min(count // len(by_task), max(map(len, by_task.values()))))
+    return [many[place % len(many)] for many in by_task.values() for place in range(share)]

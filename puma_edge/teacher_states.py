@@ -95,8 +95,10 @@ def teacher_states(
     """
     path = folder / f"{_key(teacher, sources.all)}.npy"
     if not path.is_file():
-        with locked(folder, path), disk_errors(path):
+        lock = path.with_suffix(".lock")  # its own: runs on other data need not wait
+        with locked(folder, path, lock.name), disk_errors(path):
             _compute(teacher, sources.all, path, vision, progress)
+            lock.unlink()
     progress(len(sources.all))
     return TeacherStates(np.load(path, mmap_mode="r", allow_pickle=False), sources.rows)
 

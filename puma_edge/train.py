@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from accelerate import PartialState
 from torch import nn
 
 from puma_edge.config import SAMPLE, SHAPE_PREFIX, StageConfig, TrainConfig, Weights
-from puma_edge.data import Dataset, Example, load_dataset
+from puma_edge.data import Dataset, load_dataset
 from puma_edge.errors import PumaError, UsageError
 from puma_edge.evaluate import RECALL_AT, evaluate, mean
 from puma_edge.folders import replace_folder
@@ -23,7 +22,7 @@ from puma_edge.frozen_vision import FrozenVision
 from puma_edge.layer_choice import choose_layers
 from puma_edge.merge import merge
 from puma_edge.model import Checkpoint, load, prune
-from puma_edge.pairs import Pairs
+from puma_edge.pairs import Pairs, balanced
 from puma_edge.progress import Progress
 from puma_edge.ranks import rank
 from puma_edge.run_folder import METRICS, Run, open_run
@@ -226,19 +225,8 @@ def _pairs(data: Dataset, stage: StageConfig, seed: int, task: int | None = None
             "stage 1 needs text-to-text pairs, stage 2 any"
         )
     if stage.max_steps:
-        examples = _balanced(examples, stage.max_steps * stage.batch, seed)
+        examples = balanced(examples, stage.max_steps * stage.batch, seed)
     return Pairs(data, examples, seed)
-
-
-def _balanced(examples: list[Example], count: int, seed: int) -> list[Example]:
-    """At most `count` examples, tasks drawn alike, so that a short run sees every one of them."""
-    by_task: dict[int, list[Example]] = {}
-    for one in random.Random(seed).sample(examples, len(examples)):
-        by_task.setdefault(one.task, []).append(one)
-    if count >= len(examples):
-        return examples
-    share = max(1, count // len(by_task))
-    return [many[place % len(many)] for many in by_task.values() for place in range(share)]
 
 
 @dataclass(frozen=True)

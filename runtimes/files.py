@@ -42,29 +42,29 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path, target: Path) -> Iterator[None]:
+def locked(folder: Path, target: Path, name: str = "lock") -> Iterator[None]:
     """Hold `folder` for this process alone; the system frees it however the process ends.
 
     Args:
         folder: made if it is not there.
         target: what is written with its help, for the messages.
+        name: of the lock's file; where only a part of the folder is held, that part's.
 
     Raises:
         PumaError: another process holds it, or the folder cannot be made.
 
     """
     with disk_errors(target):
-        handle = _lock(folder, target)
+        handle = _lock(folder / name, target)
     try:
         yield
     finally:
         os.close(handle)
 
 
-def _lock(folder: Path, target: Path) -> int:
-    path = folder / "lock"
+def _lock(path: Path, target: Path) -> int:
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

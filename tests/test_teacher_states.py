@@ -101,7 +101,23 @@ def test_interrupted_states_go_on_and_are_the_same(
     found = teacher_states(checkpoint, data, pairs, tmp_path / "cut", again.append)
     assert again[0] == 9  # two batches were sure, so the third comes first
     assert np.array_equal(found.states, whole)
-    assert {path.suffix for path in (tmp_path / "cut").iterdir()} == {".npy", ""}  # and the lock
+    assert [path.suffix for path in (tmp_path / "cut").iterdir()] == [".npy"]
+
+
+def test_states_of_other_data_are_computed_meanwhile(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
+) -> None:
+    pairs = Pairs(data, data.train, seed=0).pairs
+
+    def meanwhile(done: int) -> None:
+        teacher_states(checkpoint, data, pairs[1:], tmp_path)
+        with pytest.raises(PumaError, match="another run is writing"):
+            teacher_states(checkpoint, data, pairs, tmp_path)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher_states(checkpoint, data, pairs, tmp_path, meanwhile)
+    assert len(list(tmp_path.glob("????????????????.npy"))) == 1
 
 
 def test_marks_of_states_that_are_gone_count_for_nothing(

@@ -51,6 +51,8 @@ class StageConfig:
         labels: weight of InfoNCE in stage 1.
         states: weight of the two squared errors of the states in stage 1.
         text_only: stage 1 sees text-to-text pairs alone; else pairs of all tasks.
+        recombine: stage 1 sees the training queries' pictures and words put together anew, which
+            nobody labelled: `labels` is 0 then, and `text_only` false.
         decay: how far the temperature of same-modality candidates falls in stage 2; 0 makes
             MAC-Loss plain InfoNCE.
     """
@@ -66,6 +68,7 @@ class StageConfig:
     labels: float = LABELS_WEIGHT
     states: float = STATES_WEIGHT
     text_only: bool = True
+    recombine: bool = False
     decay: float = 0.5
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch.utils.data import Dataset as TorchDataset
 
-from puma_edge.data import Dataset, Example
+from puma_edge.data import Dataset, Example, Source
+from puma_edge.prompts import Modality
+
+MIXED = 0.5  # of the texts that `recombined` makes
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,39 @@ def balanced(examples: Sequence[Example], count: int, seed: int) -> list[Example
         by_task.setdefault(one.task, []).append(one)
     share = max(1, min(count // len(by_task), max(map(len, by_task.values()))))
     return [many[place % len(many)] for many in by_task.values() for place in range(share)]
+
+
+def recombined(data: Dataset, count: int, seed: int) -> list[Example]:
+    """`count` queries that nobody asked, as many of each task, each with any document as answer.
+
+    For losses that read no label: the teacher's states of these are as good a lesson as of others,
+    and there is no end of them. A query of a task has the picture of any training query, and the
+    words of any of the same modality, every second time mixed with another's.
+    """
+    draw = random.Random(seed)
+    tasks: dict[int, list[Example]] = {}
+    pictures, words = dict[Path, None](), dict[Modality, dict[str, None]]()  # in order, each once
+    for one in data.train:
+        tasks.setdefault(one.task, []).append(one)
+        pictures |= dict.fromkeys(one.query.images)
+        words.setdefault(one.query.modality, {}).update({one.query.text or "": None})
+    shown, said = list(pictures), {modality: list(many) for modality, many in words.items()}
+
+    def words_like(query: Source) -> str | None:
+        if not query.text:
+            return None
+        known = said[query.modality]
+        text = draw.choice(known)
+        if draw.random() < MIXED and text.split():
+            both = [*text.split(), *draw.choice(known).split()]
+            text = " ".join(draw.sample(both, min(len(both), max(1, len(text.split())))))
+        return text
+
+    found = []
+    for place in range(count):
+        like = draw.choice(list(tasks.values())[place % len(tasks)])
+        images = tuple(draw.choice(shown) for _ in like.query.images)
+        query = Source(words_like(like.query), images)
+        pool = data.local_pool(like.task, like.name, "train")
+        found.append(replace(like, query=query, positives=(draw.choice(pool),)))
+    return found

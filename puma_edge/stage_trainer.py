@@ -70,7 +70,8 @@ class StageTrainer(Trainer):
         """AdamW in which decoder layer 0 may have a rate of its own."""
         if self.optimizer is None:
             first_lr = self._stage.first_layer_lr or self._stage.lr
-            groups: dict[float, list[nn.Parameter]] = {}
+            # The stage's own rate comes first: the first group's is what Trainer logs.
+            groups: dict[float, list[nn.Parameter]] = {self._stage.lr: []}
             assert self.model is not None
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:

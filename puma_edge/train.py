@@ -22,7 +22,7 @@ from puma_edge.frozen_vision import FrozenVision
 from puma_edge.layer_choice import choose_layers
 from puma_edge.merge import merge
 from puma_edge.model import Checkpoint, load, prune
-from puma_edge.pairs import Pairs, balanced
+from puma_edge.pairs import Pairs, balanced, recombined
 from puma_edge.progress import Progress
 from puma_edge.ranks import rank
 from puma_edge.run_folder import METRICS, Run, open_run
@@ -91,6 +91,12 @@ def _check(config: TrainConfig) -> None:
             raise UsageError(f"{name}.batch = {stage.batch}: give 1 or more")
         if stage.epochs < 0 or stage.max_steps < 0:
             raise UsageError(f"{name}: epochs and max_steps cannot be less than 0")
+    first = config.stage1
+    if config.stage2.recombine or (first.recombine and (first.labels or first.text_only)):
+        raise UsageError(
+            "recombine makes queries that have no answers: it is stage1's alone, and needs "
+            "labels = 0 and text_only = false there"
+        )
     if not config.stage1.epochs and not config.stage2.epochs:
         raise UsageError("stage1 and stage2 both have epochs = 0: there is nothing to train")
     if config.device_batch < 0 or config.save_steps < 1:
@@ -224,8 +230,11 @@ def _pairs(data: Dataset, stage: StageConfig, seed: int, task: int | None = None
             f"{data.folder} has no training queries{'' if task is None else f' for task {task}'}; "
             "stage 1 needs text-to-text pairs, stage 2 any"
         )
-    if stage.max_steps:
-        examples = balanced(examples, stage.max_steps * stage.batch, seed)
+    count = stage.max_steps * stage.batch
+    if stage.recombine:
+        examples = recombined(data, count or len(examples), seed)
+    elif count:
+        examples = balanced(examples, count, seed)
     return Pairs(data, examples, seed)
 
 

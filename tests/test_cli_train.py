@@ -107,6 +107,7 @@ def test_a_stage_can_be_left_out(
         ({"ACCELERATE_USE_FSDP": "true"}, "training over FSDP is not supported"),
         ({"SETTINGS": "device_batch = -1"}, "device_batch = -1"),
         ({"SETTINGS": 'report_to = "no_such_reporter"'}, "no_such_reporter is not installed"),
+        ({"STAGE1": "recombine = true"}, "labels = 0 and text_only = false"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(
@@ -114,7 +115,8 @@ def test_what_cannot_work_is_refused_in_one_line(
 ) -> None:
     more = f"[train]\nevaluate = false\n{given.pop('SETTINGS', '')}"
     settings = TINY.replace("DATA", str(small_data)).replace("[train]", more)
-    (tmp_path / "puma-edge.toml").write_text(settings)
+    stage1 = f"[train.stage1]\n{given.pop('STAGE1', '')}"
+    (tmp_path / "puma-edge.toml").write_text(settings.replace("[train.stage1]", stage1))
     done = puma("train", "--out", "run", cwd=tmp_path, **given)
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
@@ -124,7 +126,8 @@ def test_what_cannot_work_is_refused_in_one_line(
 def test_weights_in_half_the_bytes_train_too(tmp_path: Path, small_data: Path) -> None:
     more = '[train]\nevaluate = false\nweights = "bfloat16"'
     settings = TINY.replace("DATA", str(small_data)).replace("[train]", more, 1)
-    settings = settings.replace("[train.stage1]", "[train.stage1]\ntext_only = false")
+    unlabelled = "text_only = false\nrecombine = true\nlabels = 0.0\nstates = 1.0"
+    settings = settings.replace("[train.stage1]", f"[train.stage1]\n{unlabelled}")
     (tmp_path / "puma-edge.toml").write_text(settings)
     done = puma("train", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

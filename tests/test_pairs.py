@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puma_edge.data import Example, Source
-from puma_edge.pairs import balanced
+from puma_edge.data import Dataset, Example, Source
+from puma_edge.pairs import balanced, recombined
 from puma_edge.prompts import Modality
 
 
@@ -37,3 +38,48 @@ def test_tasks_are_drawn_alike_however_few_queries_they_have(
         assert len(seen) == min(size, share)  # each once, before one comes twice
         assert max(seen.values()) - min(seen.values()) <= 1
     assert drawn == balanced(examples(sizes), count, seed)
+
+
+def emoji_like(folder: Path) -> Dataset:
+    """Two tasks of one data set: words to picture, picture and words to words."""
+    train = [
+        Example("1:1", 0, "1", Source("red fox"), ("1:p1",), Modality.IMAGE, "x"),
+        Example("1:2", 0, "1", Source("blue dog runs"), ("1:p2",), Modality.IMAGE, "x"),
+        Example(
+            "1:3", 6, "1", Source("in Spanish", (folder / "a",)), ("1:t1",), Modality.TEXT, "x"
+        ),
+        Example("1:4", 6, "1", Source("German", (folder / "b",)), ("1:t2",), Modality.TEXT, "x"),
+    ]
+    asked = {"train": train, "val": [], "test": []}
+    pools = {0: ["1:p1", "1:p2", "1:p3"], 6: ["1:t1", "1:t2"]}
+    candidates = {did: Source(did) for many in pools.values() for did in many}
+    instructions = {one.modalities: ["Find it."] for one in train}
+    return Dataset(folder, asked, pools, candidates, instructions)
+
+
+@given(st.integers(1, 60), st.integers(0, 5))
+def test_recombined_queries_are_made_of_what_training_queries_hold(count: int, seed: int) -> None:
+    data = emoji_like(Path("somewhere"))
+    made = recombined(data, count, seed)
+    assert len(made) == count
+    by_task = Counter(one.task for one in made)
+    assert abs(by_task[0] - by_task[6]) <= 1
+    for one in made:
+        words = set((one.query.text or "").split())
+        assert words
+        assert one.positives[0] in data.pools[one.task]
+        if one.task == 0:
+            assert not one.query.images
+            assert words <= {"red", "fox", "blue", "dog", "runs"}
+        else:
+            assert {image.name for image in one.query.images} <= {"a", "b"}
+            assert words <= {"in", "Spanish", "German"}
+    assert made == recombined(data, count, seed)
+
+
+def test_recombined_queries_are_new_ones() -> None:
+    data = emoji_like(Path("somewhere"))
+    asked = {one.query for one in data.train}
+    made = {one.query for one in recombined(data, 200, seed=0)}
+    assert len(made - asked) > len(asked)
+    assert {one.positives[0] for one in recombined(data, 200, seed=0)} == set(data.candidates)

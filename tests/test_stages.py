@@ -158,6 +158,22 @@ def test_a_stage_lowers_its_loss_and_touches_only_adapters(
     assert all(torch.equal(after[name], values) for name, values in before.items())
 
 
+def test_the_first_layer_learns_at_its_own_rate_and_the_others_rate_is_logged(
+    checkpoint: Checkpoint, data: Dataset, tmp_path: Path
+) -> None:
+    stage = StageConfig(batch=8, epochs=4, lr=1e-3, first_layer_lr=1e-12, lora_r=4, lora_dropout=0)
+    peft = run_stage(
+        checkpoint, data, Pairs(data, data.train, seed=0), stage, tmp_path / "stage",
+        title="test", vision=FrozenVision(), config=TrainConfig(),
+    )  # fmt: skip
+    # An adapter's second half starts at zero, so what it holds is what was learnt.
+    learnt = {name: one.abs().max() for name, one in peft.named_parameters() if "lora_B" in name}
+    for name, most in learnt.items():
+        assert 0 < most < 1e-10 if ".layers.0." in name else most > 1e-5
+    log = json.loads((tmp_path / "stage" / "log.json").read_text())
+    assert max(row["learning_rate"] for row in log) == pytest.approx(1e-3)
+
+
 class Stopping(CompleteMark):
     """Counts steps, and raises at the end of one, as Ctrl-C would."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -262,19 +264,35 @@ class SourceEncoder:
         Raises:
             InputError: an image cannot be read.
         """
-        images = tuple(self._patches(path) for path in source.images)
-        return self._spec.encode_patches(instruction, source.text, images)
+        return self.many([(source, instruction)])[0]
 
-    def _patches(self, path: Path) -> Patches:
-        patches = self._known.get(path)
-        if patches is None:
-            try:
-                patches = patchify(decode(path), self._spec.limits)
-            except InputError as error:
-                raise InputError(
-                    f"{path}: {error}; repair it, or take its line out of the data"
-                ) from None
-            if patches.pixels.nbytes <= self._room:
-                self._room -= patches.pixels.nbytes
-                self._known[path] = patches
-        return patches
+    def many(self, sources: Sequence[tuple[Source, str | None]]) -> list[Encoded]:
+        """Those of several, their images decoded on all of this process's cores.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        paths = {image: None for source, _ in sources for image in source.images}
+        patches = {path: self._known[path] for path in paths if path in self._known}
+        if new := [path for path in paths if path not in patches]:
+            # Threads, as in the feeder: decoding and resizing release the interpreter's lock.
+            with ThreadPoolExecutor(min(len(new), len(os.sched_getaffinity(0)))) as pool:
+                patches.update(zip(new, pool.map(self._cut, new), strict=True))
+        for path in new:
+            if patches[path].pixels.nbytes <= self._room:
+                self._room -= patches[path].pixels.nbytes
+                self._known[path] = patches[path]
+        return [
+            self._spec.encode_patches(
+                instruction, source.text, tuple(patches[path] for path in source.images)
+            )
+            for source, instruction in sources
+        ]
+
+    def _cut(self, path: Path) -> Patches:
+        try:
+            return patchify(decode(path), self._spec.limits)
+        except InputError as error:
+            raise InputError(
+                f"{path}: {error}; repair it, or take its line out of the data"
+            ) from None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma_edge.data import Dataset, Example, Source, SourceEncoder
-from puma_edge.inputs import Encoded, Float32, InputSpec
+from puma_edge.inputs import Float32, InputSpec
 from puma_edge.metrics import Pool, ndcg_of, recall_of, top_k
 from puma_edge.runtimes.encoder import Encoder
 from puma_edge.runtimes.vectors import shorten
@@ -201,7 +201,6 @@ def encode_all(
     result = np.zeros((len(sources), encoder.dimension), np.float32)
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
-        items: list[Encoded] = [load(*sources[row]) for row in rows]
-        result[rows] = encoder.encode(spec.collate(items))
+        result[rows] = encoder.encode(spec.collate(load.many([sources[row] for row in rows])))
         progress(start + len(rows))
     return result

@@ -101,8 +101,8 @@ class Collator:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, PairBatch]:
         """Tokenise, cut and pad both sides."""
-        queries = [self._load(pair.example.query, pair.instruction) for pair in pairs]
-        candidates = [self._load(self._candidates[pair.answer]) for pair in pairs]
+        queries = self._load.many([(pair.example.query, pair.instruction) for pair in pairs])
+        candidates = self._load.many([(self._candidates[pair.answer], None) for pair in pairs])
         states = None
         if self._teacher is not None:
             states = torch.from_numpy(self._teacher.of([pair.row for pair in pairs]))

@@ -146,7 +146,7 @@ def _compute(
     for number, rows in enumerate(_batches(sources)):
         if number < sure:
             continue
-        states[rows] = encoder.encode(spec.collate([load(*sources[row]) for row in rows]))
+        states[rows] = encoder.encode(spec.collate(load.many([sources[row] for row in rows])))
         progress(min((number + 1) * BATCH, len(sources)))
         if (number + 1) % BATCHES_BETWEEN_MARKS == 0:
             states.flush()

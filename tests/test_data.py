@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from puma_edge.data import Source, SourceEncoder, load_dataset
 from puma_edge.errors import InputError, PumaError
@@ -173,6 +174,29 @@ def test_a_bad_picture_is_named(folder: Path) -> None:
     for name, says in (("a.jpg", "not an image"), ("b.jpg", "cannot read the file")):
         with pytest.raises(InputError, match=f"{name}: {says}.*take its line out of the data"):
             load(Source(None, (folder / name,)))
+
+
+@pytest.mark.parametrize("room", [0, 700_000, 2**30])
+def test_several_sources_at_once_are_what_each_is_alone(tmp_path: Path, room: int) -> None:
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        pixels = draw.integers(0, 255, (60 + 40 * number, 300, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    sources: list[tuple[Source, str | None]] = [
+        (Source("a fox" if number % 2 else None, (tmp_path / f"{number % 6}.png",)), "Find it.")
+        for number in range(9)
+    ]
+    sources.append((Source("words alone"), None))
+    alone = [SourceEncoder(small_spec())(*one) for one in sources]
+    load = SourceEncoder(small_spec(), room)
+    for _ in range(2):
+        for one, other in zip(load.many(sources), alone, strict=True):
+            assert np.array_equal(one.input_ids, other.input_ids)
+            for mine, its in zip(one.images, other.images, strict=True):
+                assert np.array_equal(mine.pixels, its.pixels)
+        if room == 2**30:  # then nothing is read again
+            for path in tmp_path.glob("*.png"):
+                path.unlink()
 
 
 def lose_instructions(folder: Path) -> None:

@@ -134,7 +134,7 @@ class Batches:
         return " ".join(words)
 
     def _candidates(self, dids: Sequence[str]) -> Side:
-        items = [self._load(self._data.candidates[did]) for did in dids]
+        items = self._load.many([(self._data.candidates[did], None) for did in dids])
         return Side(items, [[self._concepts.of(did)] for did in dids])
 
     def _pictures(self) -> Side:

@@ -46,6 +46,8 @@ PUMA = StageConfig(batch=64, max_steps=40, lr=3e-4, first_layer_lr=1.5e-4, lora_
 # what the teacher's states and what labels teach, on the same number of pairs.
 LONG = StageConfig(batch=32, max_steps=1500, lr=2e-3, lora_r=64, lora_alpha=64, lora_dropout=0.0)
 STATES = replace(LONG, labels=0.0, states=1.0, text_only=False)
+# As many inputs as steps ask for, where the training queries would come again and again.
+RECOMBINED = replace(STATES, max_steps=4000, lr=3e-3, lora_r=128, lora_alpha=128, recombine=True)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Arm:
 
 
 TEACHER, CUT = "teacher", "cut, untrained"
+DEEP_CUTS = (4, 2, 3)  # six of eight layers have nothing to win back
 ARMS = {
     "InfoNCE": Arm(CUT, mac=False),
     "distillation, InfoNCE": Arm("InfoNCE", PUMA, mac=False),
@@ -79,9 +82,16 @@ ARMS = {
     "distillation, MAC-Loss, Matryoshka": Arm(
         "distillation, MAC-Loss", PUMA, matryoshka=True, layers=(4,)
     ),
-    "MAC-Loss, 1500 steps": Arm(CUT, stage2=LONG),
-    "states of all tasks, 1500 steps": Arm("MAC-Loss, 1500 steps", STATES, skip2=True),
-    "states of all tasks, then MAC-Loss": Arm("states of all tasks, 1500 steps", STATES),
+    "MAC-Loss, 1500 steps": Arm(CUT, stage2=LONG, layers=DEEP_CUTS),
+    "states of all tasks, 1500 steps": Arm(
+        "MAC-Loss, 1500 steps", STATES, skip2=True, layers=DEEP_CUTS
+    ),
+    "states of all tasks, then MAC-Loss": Arm(
+        "states of all tasks, 1500 steps", STATES, layers=DEEP_CUTS
+    ),
+    "states of recombined inputs, 4000 steps": Arm(
+        "states of all tasks, 1500 steps", RECOMBINED, skip2=True, layers=DEEP_CUTS
+    ),
 }
 DRAWS = 10_000  # of the randomisation test
 

@@ -71,7 +71,7 @@ def balanced(examples: Sequence[Example], count: int, seed: int) -> list[Example
 
 
 def recombined(data: Dataset, count: int, seed: int) -> list[Example]:
-    """`count` queries that nobody asked, as many of each task, each with any document as answer.
+    """`count` queries that nobody asked, as many of each task, each beside any document of any pool.
 
     For losses that read no label: the teacher's states of these are as good a lesson as of others,
     and there is no end of them. A query of a task has the picture of any training query, and the
@@ -84,6 +84,7 @@ def recombined(data: Dataset, count: int, seed: int) -> list[Example]:
         tasks.setdefault(one.task, []).append(one)
         pictures |= dict.fromkeys(one.query.images)
         words.setdefault(one.query.modality, {}).update({one.query.text or "": None})
+    documents = list(dict.fromkeys(did for pool in data.pools.values() for did in pool))
     shown, said = list(pictures), {modality: list(many) for modality, many in words.items()}
 
     def words_like(query: Source) -> str | None:
@@ -101,6 +102,5 @@ def recombined(data: Dataset, count: int, seed: int) -> list[Example]:
         like = draw.choice(list(tasks.values())[place % len(tasks)])
         images = tuple(draw.choice(shown) for _ in like.query.images)
         query = Source(words_like(like.query), images)
-        pool = data.local_pool(like.task, like.name, "train")
-        found.append(replace(like, query=query, positives=(draw.choice(pool),)))
+        found.append(replace(like, query=query, positives=(draw.choice(documents),)))
     return found

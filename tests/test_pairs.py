@@ -67,7 +67,6 @@ def test_recombined_queries_are_made_of_what_training_queries_hold(count: int, s
     for one in made:
         words = set((one.query.text or "").split())
         assert words
-        assert one.positives[0] in data.pools[one.task]
         if one.task == 0:
             assert not one.query.images
             assert words <= {"red", "fox", "blue", "dog", "runs"}

@@ -71,7 +71,7 @@ def balanced(examples: Sequence[Example], count: int, seed: int) -> list[Example
 
 
 def recombined(data: Dataset, count: int, seed: int) -> list[Example]:
-    """`count` queries that nobody asked, as many of each task, each beside any document of any pool.
+    """`count` queries that nobody asked, as many of each task, each beside any document.
 
     For losses that read no label: the teacher's states of these are as good a lesson as of others,
     and there is no end of them. A query of a task has the picture of any training query, and the

@@ -4,8 +4,10 @@
 
 Subjects are the sample's base and the 2B shape (random weights) with 12 and 28 layers. Bundles and
 engines that are not in the work folder yet are made there first. Every backend has a process of its
-own, and they take turns; a time is from arrays on the host to embeddings on the host. What cannot
-run is named, with the reason. `--device cpu --only sample` proves without a GPU that this runs.
+own, and they take turns; a time is from arrays on the host to embeddings there. Of TensorRT's,
+the GPU's copies in, its products and its copies out are told apart, from runs without CUDA graphs.
+What cannot run is named, with the reason. `--device cpu --only sample` proves without a GPU that
+this runs.
 """
 
 from __future__ import annotations
@@ -142,11 +144,19 @@ def rows_of(
                 row["x_eager_bf16"] = round(float(np.median(eager) / np.median(seconds)), 3)
             if reference is not None:
                 row["cosine"] = round(float(vectors[name] @ reference), 6)
+            row |= stages_of([turn["cases"][case].get("stages", []) for turn in turns])
             row["load_seconds"] = round(float(np.median([t["load_seconds"] for t in turns])), 2)
             row["host_bytes"] = max(turn["peak_bytes"] for turn in turns)
             row["gpu_bytes"] = max(gpu) if gpu else None
             rows.append({**row, "runs": len(seconds)})
     return rows
+
+
+def stages_of(turns: list[list[dict[str, float]]]) -> dict[str, float]:
+    """Medians of what the GPU takes to copy in, compute and copy out, where a backend tells."""
+    runs = [run for turn in turns for run in turn]
+    names = runs[0] if runs else ()
+    return {f"{name}_ms": round(float(np.median([run[name] for run in runs])), 4) for name in names}
 
 
 def about(args: argparse.Namespace) -> dict[str, Any]:

@@ -193,6 +193,12 @@ class Stream:
         kind = kinds.cudaMemcpyDeviceToHost if to_host else kinds.cudaMemcpyHostToDevice
         value(self._cuda, self._cuda.cudaMemcpyAsync(to, source, count, kind, self._stream))
 
+    def mark(self) -> Mark:
+        """A place in the queue, whose time is known once the stream was waited for."""
+        mark = Mark(self._cuda)
+        value(self._cuda, self._cuda.cudaEventRecord(mark.event, self._stream))
+        return mark
+
     def wait(self) -> None:
         """Until all of it is done."""
         value(self._cuda, self._cuda.cudaStreamSynchronize(self._stream))
@@ -219,6 +225,20 @@ class Stream:
     def launch(self, graph: Graph) -> None:
         """Queue what was captured."""
         value(self._cuda, self._cuda.cudaGraphLaunch(graph.handle, self._stream))
+
+
+class Mark:
+    """A place in a stream's queue."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        """Create the event that tells its time."""
+        self._cuda = cuda
+        self.event = value(cuda, cuda.cudaEventCreate())
+        weakref.finalize(self, cuda.cudaEventDestroy, self.event).atexit = False
+
+    def milliseconds_to(self, later: Mark) -> float:
+        """What the GPU took from here to there."""
+        return float(value(self._cuda, self._cuda.cudaEventElapsedTime(self.event, later.event)))
 
 
 class Graph:

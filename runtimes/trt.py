@@ -13,7 +13,7 @@ from puma_edge.errors import require
 from puma_edge.feeds import text_feeds, vision_feeds
 from puma_edge.inputs import Batch, Float32
 from puma_edge.runtimes.buckets import Room, bucket_of, pad, pad_windows, split, take
-from puma_edge.runtimes.cuda import Buffer, Device, Stream, open_cuda, this_device
+from puma_edge.runtimes.cuda import Buffer, Device, Mark, Stream, open_cuda, this_device
 from puma_edge.runtimes.nvidia import Cuda, TensorRT
 from puma_edge.runtimes.plans import best_precision, find_plan
 from puma_edge.runtimes.trt_graph import TrtGraph
@@ -93,6 +93,22 @@ class TrtEncoder:
         plan = find_plan(self._bundle, gpu.device, part, self.precision)
         return TrtGraph(gpu.trt, gpu.cuda, plan, self._stream, outside)
 
+    def stages(self, batch: Batch) -> dict[str, float]:
+        """Milliseconds that the GPU copies in, computes and copies out for a batch, without graphs.
+
+        Both engines' together; what the host does meanwhile is not in it.
+
+        Raises:
+            PumaError: as `encode`.
+        """
+        marks: list[Mark] = []
+        self._run(batch, marks)
+        runs = [marks[first : first + 4] for first in range(0, len(marks), 4)]
+        return {
+            name: sum(run[place].milliseconds_to(run[place + 1]) for run in runs)
+            for place, name in enumerate(("copy_in", "compute", "copy_out"))
+        }
+
     def encode(self, batch: Batch) -> Float32:
         """Embeddings [B, dimension] of a batch, L2-normalised.
 
@@ -101,12 +117,15 @@ class TrtEncoder:
         Raises:
             PumaError: one item alone is beyond the profiles, or the GPU fails.
         """
+        return self._run(batch)
+
+    def _run(self, batch: Batch, marks: list[Mark] | None = None) -> Float32:
         vision = self._vision.rooms("patches")[0] if len(batch.n_patches) else NO_IMAGES
         parts = split(batch, self._rooms, vision, self._merged)
-        rows = [self._encode(take(batch, part, self._merged), vision) for part in parts]
+        rows = [self._encode(take(batch, part, self._merged), vision, marks) for part in parts]
         return np.concatenate(rows)
 
-    def _encode(self, batch: Batch, vision: Room) -> Float32:
+    def _encode(self, batch: Batch, vision: Room, marks: list[Mark] | None) -> Float32:
         bucket, profile = bucket_of(batch, self._rooms, vision)
         padded = pad(batch, bucket, self._merged)
         rows, tokens = 0, self._nothing
@@ -115,12 +134,12 @@ class TrtEncoder:
             seen = vision_feeds(padded)
             if batch.tower.window:
                 seen = pad_windows(seen, self._vision.rooms("window_patches")[0].count)
-            self._vision.run(seen, 0, fetch=False)
+            self._vision.run(seen, 0, fetch=False, marks=marks)
             rows, tokens = bucket.images * (bucket.patches // self._merged), self._vision.output
         feeds = text_feeds(padded, np.zeros((0, 0), np.float32))
         del feeds["image_tokens"]
         lies = {"image_tokens": ((rows, self._token_width), tokens)}
-        self._text.run(feeds, profile, elsewhere=lies)
+        self._text.run(feeds, profile, elsewhere=lies, marks=marks)
         self._stream.wait()
         found = self._text.output.read((bucket.items, self.dimension), np.float32)
         return np.array(found[: len(batch)])

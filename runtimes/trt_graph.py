@@ -6,7 +6,7 @@ import math
 import mmap
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from puma_edge.errors import PumaError
 from puma_edge.runtimes.buckets import Room
-from puma_edge.runtimes.cuda import Buffer, Graph, Stream, free_memory, require_memory
+from puma_edge.runtimes.cuda import Buffer, Graph, Mark, Stream, free_memory, require_memory
 from puma_edge.runtimes.nvidia import Cuda, ICudaEngine, IExecutionContext, Shape, TensorRT
 from puma_edge.runtimes.trt_log import Messages
 
@@ -126,6 +126,7 @@ class TrtGraph:
         *,
         elsewhere: Elsewhere | None = None,
         fetch: bool = True,
+        marks: list[Mark] | None = None,
     ) -> None:
         """Queue one run: the shape's graph if it has been seen before.
 
@@ -135,6 +136,8 @@ class TrtGraph:
             profile: whose shapes hold them.
             elsewhere: the shapes and buffers of inputs that lie on the GPU.
             fetch: bring the output to the host.
+            marks: gets four, before and after the copies to the GPU, after the engine, and after
+                the copy back; such a run is not one of a graph.
 
         Raises:
             PumaError: the shapes are beyond the profile, or the GPU fails.
@@ -153,6 +156,9 @@ class TrtGraph:
         for name, value in feeds.items():
             self._inputs[name].fill(value.astype(self._types[name], copy=False))
         ready = self._ready[key]
+        if marks is not None:
+            self._queue(ready, lambda: marks.append(self._stream.mark()))
+            return
         # The first run of a shape is never captured: TensorRT still does work for it on the host.
         if ready.runs and ready.graph is None and self._captures:
             ready.graph = self._capture(ready)
@@ -182,12 +188,16 @@ class TrtGraph:
         size = self._bytes(self._out, tuple(context.get_tensor_shape(self._out))) if fetch else 0
         return Ready(context, copies, size)
 
-    def _queue(self, ready: Ready) -> None:
+    def _queue(self, ready: Ready, mark: Callable[[], None] = lambda: None) -> None:
+        mark()
         for buffer, count in ready.copies:
             self._stream.send(buffer, count)
+        mark()
         if not ready.context.execute_async_v3(self._stream.handle):
             raise PumaError(f"{self._name}: TensorRT failed: {self._messages.take()}")
+        mark()
         self._stream.fetch(self.output, ready.fetched)
+        mark()
 
     def _capture(self, ready: Ready) -> Graph | None:
         try:

@@ -105,6 +105,19 @@ class PretendCuda:
         assert self.recording is None
         return (0,)
 
+    def cudaEventCreate(self) -> tuple[int, list[int]]:  # noqa: N802
+        return 0, []
+
+    def cudaEventRecord(self, event: list[int], stream: int) -> tuple[int]:  # noqa: N802
+        event.append(self.queued)
+        return (0,)
+
+    def cudaEventElapsedTime(self, start: list[int], end: list[int]) -> tuple[int, int]:  # noqa: N802
+        return 0, end[-1] - start[-1]  # a millisecond for everything that was queued
+
+    def cudaEventDestroy(self, event: list[int]) -> tuple[int]:  # noqa: N802
+        return (0,)
+
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:  # noqa: N802
         self.recording = []
         return (0,)

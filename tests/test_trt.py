@@ -105,6 +105,19 @@ def test_graphs_are_bounded_and_rebuilt(bundle: Bundle, monkeypatch: pytest.Monk
         assert len(found._text._ready) <= 2
 
 
+def test_copies_and_products_are_timed_apart(bundle: Bundle) -> None:
+    found, plain = encoders(bundle, Precision.FP32, pretend())
+    words, shown = batch_of([item(9)]), batch_of(chosen([(9, 1)]))
+    for _ in range(3):  # whether their shapes have been captured or not
+        # The text engine's inputs but the image tokens, which lie there; then both engines'.
+        texts = len(found._text._inputs)
+        assert found.stages(words) == {"copy_in": texts, "compute": 1, "copy_out": 1}
+        both = texts + len(found._vision._inputs)
+        assert found.stages(shown) == {"copy_in": both, "compute": 2, "copy_out": 1}
+        for batch in (words, shown):
+            assert cosines(found.encode(batch), plain.encode(batch)).min() > 0.99999
+
+
 def test_what_cannot_be_captured_runs_without(bundle: Bundle) -> None:
     found, plain = encoders(bundle, Precision.FP32, pretend(captures=False))
     batch = batch_of([item(3), item(9)])

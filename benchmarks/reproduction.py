@@ -47,7 +47,7 @@ PUMA = StageConfig(batch=64, max_steps=40, lr=3e-4, first_layer_lr=1.5e-4, lora_
 LONG = StageConfig(batch=32, max_steps=1500, lr=2e-3, lora_r=64, lora_alpha=64, lora_dropout=0.0)
 STATES = replace(LONG, labels=0.0, states=1.0, text_only=False)
 # As many inputs as steps ask for, where the training queries would come again and again.
-RECOMBINED = replace(STATES, max_steps=4000, lr=3e-3, lora_r=128, lora_alpha=128, recombine=True)
+RECOMBINED = replace(STATES, max_steps=9000, lr=1.5e-3, lora_r=128, lora_alpha=128, recombine=True)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ ARMS = {
     "states of all tasks, then MAC-Loss": Arm(
         "states of all tasks, 1500 steps", STATES, layers=DEEP_CUTS
     ),
-    "states of recombined inputs, 4000 steps": Arm(
+    "states of recombined inputs, 9000 steps": Arm(
         "states of all tasks, 1500 steps", RECOMBINED, skip2=True, layers=DEEP_CUTS
     ),
 }

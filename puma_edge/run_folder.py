@@ -71,7 +71,8 @@ def open_run(config: TrainConfig) -> Iterator[Run]:
     """
     if ranks() > 1 and not config.out:
         raise UsageError(f"{ranks()} ranks train together: name their common run with --out")
-    settings = json.loads(json.dumps(asdict(replace(config, out=""))))
+    asked = asdict(replace(config, out=""))
+    settings = _flat(asked)
     folder = Path(config.out) if config.out else _unfinished(settings) or _new()
     before = _settings(folder)
     if (folder / METRICS).exists():
@@ -87,7 +88,7 @@ def open_run(config: TrainConfig) -> Iterator[Run]:
         yield run
         return
     with locked(folder, folder):
-        run.write(SETTINGS, settings)
+        run.write(SETTINGS, asked)
         yield run
     (folder / "lock").unlink(missing_ok=True)
 
@@ -125,11 +126,23 @@ def _unfinished(settings: dict[str, Any]) -> Path | None:
 def _settings(folder: Path) -> dict[str, Any] | None:
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        # What the version that began the run did not know yet is what it is by default.
+        return _flat(asdict(TrainConfig())) | _flat(found)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
+    except (ValueError, AttributeError):
         raise PumaError(f"{folder / SETTINGS} is damaged; choose another --out") from None
-    return found if isinstance(found, dict) else {}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their whole names, such as "stage1.batch", as JSON has their values."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = json.loads(json.dumps(value))
+    return found
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from puma_edge.bench import BASELINES, BenchReport
 from puma_edge.data import TASK_NAMES
 from puma_edge.errors import require
@@ -53,7 +55,12 @@ def draw_losses(run: Path, out: Path) -> None:
     )
     for (title, rows), (above, below) in zip(logs.items(), plots.T, strict=True):
         steps = [row["step"] for row in rows]
-        above.plot(steps, [row["loss"] for row in rows], color="#2b6cb0", linewidth=1)
+        loss = np.array([row["loss"] for row in rows])
+        above.plot(steps, loss, color="#b7cfe8", linewidth=1)
+        around = max(1, len(loss) // 20)  # one step says little: batches differ
+        means = np.convolve(loss, np.full(around, 1 / around), "valid")
+        above.plot(steps[around // 2 :][: len(means)], means, color="#2b6cb0")
+        above.set_ylim(bottom=0)
         above.set_title(title, fontsize=10)
         below.plot(steps, [row["learning_rate"] for row in rows], color="#616e7c")
         below.set_xlabel("step")
